@@ -1,0 +1,240 @@
+"""Ray sessions: one embedded in this process, or a connection to a running cluster.
+
+The embedded one never attaches to somebody else's cluster, never opens without a token, takes a stated amount of memory and
+leaves nothing behind; folders of owners that were killed are cleaned at the next start. Ray's ports listen on all interfaces,
+so token mode is always on.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import ray
+
+from cluster.quiet import hushed, reread_environment
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PACKAGES = ("cluster", "ingest", "models", "pipelines", "jobs")
+PREFIX = "kinoray-"
+LOCK = "owner.lock"
+# Unix sockets allow 107 bytes, of which Ray's own part takes up to 70.
+MAX_FOLDER_CHARS = 36
+MIN_OBJECT_STORE_BYTES = 80 << 20
+# Two workers are the least that a group is worth testing with, also on a machine with one core.
+MIN_CPUS = 2
+ATTEMPTS = 2
+# Ray's start-up races on a busy machine; it says so in one of these ways and a second try works.
+TRANSIENT = ("gcs_server_port", "timed out", "Failed to start GCS", "node timed out")
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_raylet_start_wait_time_s": "150",
+    # The default hides the GPUs from actors that ask for none, and says so on the terminal.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """Where Ray runs: "local" is embedded in this process, anything else is the address of a running cluster.
+
+    `num_cpus` and `object_store_bytes` shape the embedded one; a running cluster has what it has.
+    """
+
+    address: str = "local"
+    num_cpus: int | Literal["all"] = "all"
+    object_store_bytes: int = 128 << 20
+
+    def __post_init__(self) -> None:
+        """Refuse what Ray could not start with."""
+        if self.object_store_bytes < MIN_OBJECT_STORE_BYTES:
+            raise ValueError(f"object_store_bytes: at least {MIN_OBJECT_STORE_BYTES} (80 MiB)")
+        if self.num_cpus != "all" and self.num_cpus < 1:
+            raise ValueError('num_cpus: at least 1, or "all"')
+        if not self.address:
+            raise ValueError('address: "local" or the address of a running cluster')
+
+
+class ClusterUnavailable(ConnectionError):
+    """Ray could not be started or reached; the message names the next step."""
+
+
+@contextlib.contextmanager
+def session(cluster: Cluster) -> Iterator[None]:
+    """Be connected to Ray for the time of a with block; raises ClusterUnavailable."""
+    if ray.is_initialized():
+        raise ClusterUnavailable("a Ray session is open in this process already; next: close it")
+    opened = _embedded(cluster) if cluster.address == "local" else _remote(cluster.address)
+    with hushed(), opened:
+        yield
+
+
+@contextlib.contextmanager
+def _embedded(cluster: Cluster) -> Iterator[None]:
+    clean_stale()
+    with _folder() as folder:
+        token = folder / "token"
+        with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        with _environment({**ENVIRONMENT, **settings, "PYTHONPATH": _python_path()}):
+            os.environ.pop("RAY_AUTH_TOKEN", None)
+            with _connected(cluster.address, **_shape(cluster, folder)):
+                yield
+
+
+def _shape(cluster: Cluster, folder: Path) -> dict[str, Any]:
+    cpus = cluster.num_cpus
+    return {
+        "num_cpus": max(MIN_CPUS, len(os.sched_getaffinity(0))) if cpus == "all" else cpus,
+        "include_dashboard": False,
+        "object_store_memory": cluster.object_store_bytes,
+        "_temp_dir": str(folder),
+    }
+
+
+@contextlib.contextmanager
+def _remote(address: str) -> Iterator[None]:
+    # Workers over there get this very code; the heavy libraries are theirs.
+    code = {"py_modules": [str(CHECKOUT / name) for name in PACKAGES]}
+    settings = dict(ENVIRONMENT)
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():
+        settings["RAY_AUTH_MODE"] = "token"
+    with _environment(settings), _connected(address, runtime_env=code):
+        yield
+
+
+def _has_token() -> bool:
+    named = any(name in os.environ for name in TOKEN_VARIABLES)
+    return named or (Path.home() / ".ray" / "auth_token").exists()
+
+
+@contextlib.contextmanager
+def _connected(address: str, **settings: Any) -> Iterator[None]:
+    reread_environment()
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _own_signals():
+                ray.init(address=address, log_to_driver=False, logging_level="critical", **settings)
+            break
+        except Exception as error:
+            _shut_down()
+            again = address == "local" and any(sign in str(error) for sign in TRANSIENT)
+            if attempt == ATTEMPTS or not again:
+                raise ClusterUnavailable(_advice(address, error)) from error
+            time.sleep(1.0)
+    try:
+        yield
+    finally:
+        _shut_down()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which ray.init replaces by one that exits at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _advice(address: str, error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    cause = lines[0] if lines else type(error).__name__
+    if address == "local":
+        return f"Ray did not start: {cause}; next: kinoray doctor"
+    return (
+        f"no Ray cluster answers at {address} ({cause}); next: check that it is running there and "
+        "that RAY_AUTH_TOKEN_PATH names its token file"
+    )
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Make the session's folder, locked for as long as this process lives, however it ends."""
+    made = Path(tempfile.mkdtemp(prefix=f".new-{PREFIX}", dir=_temporary()))
+    lock = (made / LOCK).open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    # Only now may another process's clean_stale see it.
+    folder = made.rename(made.with_name(made.name.removeprefix(".new-")))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def _temporary() -> Path:
+    folder = Path(tempfile.gettempdir())
+    fits = len(str(folder / PREFIX)) + 8 <= MAX_FOLDER_CHARS
+    return folder if fits else Path("/tmp")  # noqa: S108  a long path would break Ray's sockets
+
+
+def clean_stale() -> list[Path]:
+    """Remove the folders of embedded sessions whose owner is gone and return them; the others' are left alone.
+
+    A lock tells, not a process id: ids are reused, and differ between containers that share the folder.
+    """
+    removed = []
+    for folder in _temporary().glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == os.getuid() and _abandoned(folder / LOCK):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
+    return removed
+
+
+def _abandoned(path: Path) -> bool:
+    lock: IO[str]
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _python_path() -> str:
+    """Return the workers' module path: our packages are found in a plain checkout from any current directory."""
+    before = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(path for path in (str(CHECKOUT), before) if path)
+
+
+@contextlib.contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Set variables that Ray and its children read, and take them back: they must not leak into the caller."""
+    touched = (*settings, *TOKEN_VARIABLES, "PYTHONDONTWRITEBYTECODE")
+    before = {key: os.environ.get(key) for key in touched}
+    os.environ.update(settings)
+    # Without bytecode every worker compiles the libraries anew: 17 s instead of 7 s to start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+        reread_environment()

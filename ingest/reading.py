@@ -1,0 +1,210 @@
+"""One decode per source: frames of the contract's rate as they pass by, and what their clock said.
+
+A thread drains ffmpeg's log all the while (a full pipe would stop the decoder) and keeps the time
+base, the first pts, counts and the first complaint; the frames come through the other pipe.
+"""
+
+import os
+import re
+import select
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+from ingest import ffmpeg
+from ingest.clip import Prep, payload_size
+from ingest.ffmpeg import VideoInfo
+from ingest.sources import SourceError
+
+_TIMEBASE = re.compile(rb"config in time_base: (\d+)/(\d+)")
+_FRAME = re.compile(rb"\] n: *\d+ pts: *(-?\d+) ")
+_TRANSFER = re.compile(rb"color_trc:(\S+)")
+_ERROR = re.compile(rb"\[(?:error|fatal)\]")
+_DAMAGED = re.compile(rb"corrupt decoded frame|concealing \d+ ")
+LAST_WORDS_S = 20.0  # how long the log may trail the first frame, or the exit trail the last
+
+
+class _Log(threading.Thread):
+    """Reads ffmpeg's log to its end and keeps the few facts that matter."""
+
+    def __init__(
+        self, stream: IO[bytes], child: "subprocess.Popen[bytes]", max_gap_s: float
+    ) -> None:
+        super().__init__(name="ffmpeg-log", daemon=True)
+        self._stream, self._child, self._max_gap_s = stream, child, max_gap_s
+        self.timebase = Fraction(0)
+        self.first_pts = self.last_pts = 0
+        self.num_frames = self.num_errors = self.num_backward = 0
+        self.first_error = self.transfer = self.verdict = ""
+        self.started = threading.Event()
+
+    def run(self) -> None:
+        for line in self._stream:
+            found = _FRAME.search(line)
+            if found:
+                self._frame(int(found[1]))
+            else:
+                self._other(line)
+        self.started.set()
+
+    def _frame(self, pts: int) -> None:
+        if not self.num_frames:
+            self.first_pts = pts
+        else:
+            step_s = float((pts - self.last_pts) * self.timebase)
+            self.num_backward += step_s < 0
+            if step_s > self._max_gap_s and not self.verdict:
+                self.verdict = f"timestamps jump by {step_s:.0f} s at frame {self.num_frames}"
+                self._child.kill()
+        self.last_pts = pts
+        self.num_frames += 1
+        self.started.set()
+
+    def _other(self, line: bytes) -> None:
+        if not self.timebase and (found := _TIMEBASE.search(line)):
+            self.timebase = Fraction(int(found[1]), int(found[2]))
+        elif not self.transfer and (found := _TRANSFER.search(line)):
+            self.transfer = found[1].decode()
+        elif _ERROR.search(line) or _DAMAGED.search(line):
+            self.num_errors += 1
+            self.first_error = self.first_error or ffmpeg.plain(line.decode("utf-8", "replace"))
+
+
+class Reading:
+    """A source being decoded; iterate once for uint8 HWC frames at the contract's rate.
+
+    Use as a context manager: leaving it ends the child. Iterating raises SourceError.
+    """
+
+    def __init__(self, uri: str, info: VideoInfo, prep: Prep) -> None:
+        self.info, self._prep = info, prep
+        self.width, self.height = payload_size(*info.display_size, prep.payload_short_side_px)
+        command = ffmpeg.decode_command(uri, info, prep, (self.width, self.height))
+        # A session of its own: Ctrl-C at the terminal lets the unit in flight finish.
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        ffmpeg.limit(self._child.pid, prep)
+        if self._child.stdout is None or self._child.stderr is None:  # never: both are pipes
+            raise RuntimeError("ffmpeg was started without pipes")
+        self._out = self._child.stdout
+        self._log = _Log(self._child.stderr, self._child, prep.max_gap_s)
+        self._log.start()
+        self._deadline = time.monotonic() + prep.decode_timeout_s
+
+    def __enter__(self) -> "Reading":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._child.kill()
+        self._child.wait()
+        self._log.join()
+        self._out.close()
+        if self._child.stderr is not None:
+            self._child.stderr.close()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        fd = self._out.fileno()
+        os.set_blocking(fd, False)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while True:
+            frame = np.empty((self.height, self.width, 3), np.uint8)
+            if not self._fill(frame.data.cast("B"), fd, poll):
+                break
+            yield frame
+        self._finish()
+
+    def _fill(self, place: memoryview, fd: int, poll: select.poll) -> bool:
+        filled = 0
+        while filled < len(place):
+            self._wait(poll)
+            count = os.readv(fd, [place[filled:]])
+            if not count:  # the end; a partial frame can only follow a crash, which _finish tells
+                return False
+            filled += count
+        return True
+
+    def _wait(self, poll: select.poll) -> None:
+        stall_s = self._prep.stall_timeout_s
+        left_s = self._deadline - time.monotonic()
+        if left_s > 0 and poll.poll(1000 * min(stall_s, left_s)):
+            return
+        if left_s > stall_s:
+            raise SourceError("decode", "Stalled", f"no frame for stall_timeout_s={stall_s:g}")
+        limit_s = self._prep.decode_timeout_s
+        raise SourceError("decode", "Timeout", f"not decoded within decode_timeout_s={limit_s:g}")
+
+    def _finish(self) -> None:
+        try:
+            code = self._child.wait(LAST_WORDS_S)
+        except subprocess.TimeoutExpired as slow:
+            raise SourceError(
+                "decode", "Stalled", "ffmpeg did not end after its last frame"
+            ) from slow
+        self._log.join()
+        if self._log.verdict:
+            raise SourceError("decode", "TimestampGap", self._log.verdict)
+        if code:
+            why = self._log.first_error or "no reason given"
+            raise SourceError("decode", "FfmpegFailed", f"ffmpeg ended with {code}: {why}"[:300])
+
+    def wait_for_clock(self) -> None:
+        """Wait until the log has told time base and first pts; call after the first frame came."""
+        self._log.started.wait(LAST_WORDS_S)
+        if not self._log.timebase:
+            raise SourceError("decode", "NoClock", "ffmpeg told no time base for this stream")
+
+    @property
+    def timebase(self) -> Fraction:
+        """Seconds per source tick."""
+        return self._log.timebase
+
+    @property
+    def first_pts(self) -> int:
+        """Tick of the first frame, on the source's own clock."""
+        return self._log.first_pts
+
+    @property
+    def hdr(self) -> bool:
+        """Whether the stream or its first frames carry a PQ or HLG transfer."""
+        return self.info.hdr or self._log.transfer in ffmpeg.HDR_TRANSFERS
+
+    @property
+    def frames_decoded(self) -> int:
+        """Source frames seen so far; final once iteration has ended."""
+        return self._log.num_frames
+
+    @property
+    def num_errors(self) -> int:
+        """Complaints of the decoder so far."""
+        return self._log.num_errors
+
+    @property
+    def damage(self) -> str:
+        """What was lost, in one line; "" for a clean source."""
+        words = []
+        if self._log.num_errors:
+            words.append(f"{self._log.num_errors} decode errors, first: {self._log.first_error}")
+        if self._log.num_backward:
+            words.append(f"timestamps run backwards {self._log.num_backward} times")
+        return "; ".join(words)[:300]
+
+    def tick(self, slot: int) -> int:
+        """Source tick at which output frame `slot` is on screen."""
+        return self.first_pts + int(Fraction(slot, self._prep.contract.fps) // self.timebase)

@@ -1,0 +1,152 @@
+"""What the commands do: read the recipe, show the plan or run the verb, show the result, return the exit code."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import config, render
+
+CODES = {"done": 0, "incomplete": 3, "interrupted": 130}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    """How to run; see `kinoray VERB --help`."""
+
+    dry_run: bool = False
+    as_json: bool = False
+    quiet: bool = False
+    no_resume: bool = False
+    address: str = ""
+    debug: bool = False
+
+
+def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> None:
+    """Run one verb from its recipe."""
+    _announce(flags)
+    table = _addressed(config.read(recipe, overrides), flags)
+    from pipelines import chain
+
+    module = chain.VERBS[name]
+    made = config.build(module.Config, _keys(table, name, recipe), name=str(recipe))
+    if flags.dry_run:
+        _plans([module.plan(made)], flags)
+        return
+    from pipelines import context
+
+    with context.opened(
+        cluster=made.cluster,
+        tracking_uri=made.tracking_uri,
+        show=render.Progress(quiet=flags.quiet),
+        resume=not flags.no_resume,
+    ) as surroundings:
+        result = module.run(made, context=surroundings)
+    _end(result, flags)
+
+
+def run(recipe: Path, overrides: Sequence[str], flags: Flags) -> None:
+    """Run a chain of verbs and write its report page."""
+    _announce(flags)
+    made = _chain(recipe, overrides, flags)
+    from pipelines import chain, context
+
+    if flags.dry_run:
+        _plans(list(chain.plan(made)), flags)
+        return
+    from jobs import report
+
+    with context.opened(
+        cluster=made.cluster,
+        tracking_uri=made.tracking_uri,
+        show=render.Progress(quiet=flags.quiet),
+        resume=not flags.no_resume,
+    ) as surroundings:
+        result = chain.run(made, context=surroundings, report=report.write)
+    if not flags.as_json:
+        for line in report.screen(result):
+            render.out(line)
+        sys.exit(CODES[result.status])
+    _end(result, flags)
+
+
+def show(recipe: Path, overrides: Sequence[str], *, as_json: bool) -> None:
+    """Print a resolved recipe with its digest and plan."""
+    flags = Flags(as_json=as_json)
+    table = config.read(recipe, overrides)
+    from pipelines import chain
+    from pipelines.identity import plain, recipe_digest
+
+    if "steps" in table:
+        made = _chain(recipe, overrides, flags)
+        steps = {step.name: step for step in made.steps}
+        resolved = {name: {"verb": s.verb, **plain(s.config)} for name, s in steps.items()}
+        digests = {name: recipe_digest(s.config) for name, s in steps.items()}
+    else:
+        name = config.verb_of(table, recipe)
+        single = config.build(
+            chain.VERBS[name].Config, _keys(table, name, recipe), name=str(recipe)
+        )
+        resolved, digests = {name: plain(single)}, {name: recipe_digest(single)}
+    if as_json:
+        render.result({"recipe": resolved, "digest": digests}, as_json=True)
+        return
+    for name, values in resolved.items():
+        render.out(f"{name}  {digests[name][:12]}")
+        render.table([(key, str(value)) for key, value in config.flat(values).items()])
+
+
+def _announce(flags: Flags) -> None:
+    if not flags.quiet:
+        render.say("kinoray: loading libraries (a few seconds; longer the first time)")
+
+
+def _keys(table: dict[str, Any], name: str, recipe: Path) -> dict[str, Any]:
+    """Return the verb's keys; a recipe for another verb is refused."""
+    if config.verb_of({"verb": name, **table}, recipe) != name:
+        raise config.ConfigError(
+            (f"{recipe}: is a recipe for {table['verb']}; next: kinoray {table['verb']} {recipe}",)
+        )
+    return {key: value for key, value in table.items() if key != "verb"}
+
+
+def _addressed(table: dict[str, Any], flags: Flags) -> dict[str, Any]:
+    if flags.address:
+        table.setdefault("cluster", {})["address"] = flags.address
+    return table
+
+
+def _chain(recipe: Path, overrides: Sequence[str], flags: Flags) -> Any:
+    from jobs import chain_recipe
+
+    made = chain_recipe.load(recipe, overrides)
+    return made if not flags.address else chain_recipe.at(made, flags.address)
+
+
+def _plans(plans: list[Any], flags: Flags) -> None:
+    from pipelines.identity import plain
+
+    if flags.as_json:
+        render.result({"plan": [plain(plan) for plan in plans]}, as_json=True)
+        return
+    for plan in plans:
+        render.out(f"{plan.verb} -> {plan.out}")
+        render.table([(key, str(value)) for key, value in plan.counts.items()])
+        if plan.stages:
+            render.out("  stages  " + " -> ".join(plan.stages))
+        for note in plan.notes:
+            render.out(f"  {note}")
+
+
+def _end(result: Any, flags: Flags) -> None:
+    from pipelines.identity import plain
+
+    render.result(plain(result), as_json=flags.as_json)
+    if result.status == "incomplete":
+        render.say("kinoray: finished but incomplete; the reasons are above and in the ledger")
+    if result.status == "interrupted":
+        render.say(
+            "kinoray: stopped, everything finished is kept; next: the same command again continues"
+        )
+    sys.exit(CODES[result.status])

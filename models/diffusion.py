@@ -1,0 +1,255 @@
+"""The diffusion core: schedule, parameterisations, one loss for all roles, diffusers' schedulers.
+
+x_t = alpha x0 + sigma eps, v = alpha eps - sigma x0, alpha = sqrt(abar), sigma = sqrt(1 - abar).
+The table of abar is ours and is handed to diffusers, so that training and sampling agree; zero
+terminal SNR with trailing steps (Lin et al. 2024), so that the first step starts from pure noise.
+Letters: B batch, C channels, T frames, H height, W width.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+from models import noise
+
+Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Scheduler = DDIMScheduler | DPMSolverMultistepScheduler
+
+# The ancestral sampler is DDIM with eta 1 (the same posterior): diffusers' DDPMScheduler draws its
+# own noise, ours must be addressed. A hair below 1 keeps 1 - abar - std^2 from rounding below 0.
+ANCESTRAL_ETA = 1.0 - 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """Noise schedule and what the network predicts."""
+
+    name: Literal["cosine", "linear"] = "cosine"
+    num_timesteps: int = 1000
+    prediction: Literal["v", "epsilon", "x0"] = "v"
+    zero_terminal_snr: bool = True
+
+    def __post_init__(self) -> None:
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError("prediction 'epsilon' carries nothing at zero terminal SNR: use 'v'")
+
+
+@lru_cache
+def alphas_cumprod(schedule: Schedule) -> torch.Tensor:
+    """Return abar_t, float64 (num_timesteps,), falling; the last is 0 at zero terminal SNR."""
+    n = schedule.num_timesteps
+    if schedule.name == "cosine":
+        grid = torch.arange(n + 1, dtype=torch.float64) / n
+        curve = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1.0 - curve[1:] / curve[:-1]).clamp(max=0.999)
+    else:
+        betas = torch.linspace(1e-4, 0.02, n, dtype=torch.float64) * (1000 / n)
+    abar = torch.cumprod(1.0 - betas, dim=0)
+    if schedule.zero_terminal_snr:
+        root = abar.sqrt()
+        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return abar
+
+
+def alpha_sigma(
+    schedule: Schedule, timestep_B: torch.Tensor, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return alpha and sigma shaped (B, 1, ...) for broadcasting over `like`."""
+    abar = alphas_cumprod(schedule)[timestep_B.cpu().long()]
+    shape = (-1, *(1 for _ in like.shape[1:]))
+    alpha, sigma = abar.sqrt().reshape(shape), (1.0 - abar).sqrt().reshape(shape)
+    return alpha.to(like), sigma.to(like)
+
+
+def add_noise(
+    x0: torch.Tensor, noise_: torch.Tensor, timestep_B: torch.Tensor, schedule: Schedule
+) -> torch.Tensor:
+    """Return x_t."""
+    alpha, sigma = alpha_sigma(schedule, timestep_B, x0)
+    return alpha * x0 + sigma * noise_
+
+
+def target(
+    x0: torch.Tensor, noise_: torch.Tensor, timestep_B: torch.Tensor, schedule: Schedule
+) -> torch.Tensor:
+    """Return what the network should predict: v, the noise, or x0."""
+    if schedule.prediction == "x0":
+        return x0
+    if schedule.prediction == "epsilon":
+        return noise_
+    alpha, sigma = alpha_sigma(schedule, timestep_B, x0)
+    return alpha * noise_ - sigma * x0
+
+
+def to_x0(
+    prediction: torch.Tensor, x_t: torch.Tensor, timestep_B: torch.Tensor, schedule: Schedule
+) -> torch.Tensor:
+    """Return the clean video that the prediction stands for."""
+    alpha, sigma = alpha_sigma(schedule, timestep_B, x_t)
+    if schedule.prediction == "x0":
+        return prediction
+    if schedule.prediction == "epsilon":
+        return (x_t - sigma * prediction) / alpha
+    return alpha * x_t - sigma * prediction
+
+
+def from_x0(
+    x0: torch.Tensor, x_t: torch.Tensor, timestep_B: torch.Tensor, schedule: Schedule
+) -> torch.Tensor:
+    """Return the prediction that stands for the clean video x0, the inverse of `to_x0`."""
+    if schedule.prediction == "x0":
+        return x0
+    alpha, sigma = alpha_sigma(schedule, timestep_B, x_t)
+    if schedule.prediction == "epsilon":
+        return (x_t - alpha * x0) / sigma
+    return (alpha * x_t - x0) / sigma
+
+
+def to_eps(
+    prediction: torch.Tensor, x_t: torch.Tensor, timestep_B: torch.Tensor, schedule: Schedule
+) -> torch.Tensor:
+    """Return the noise that the prediction stands for."""
+    alpha, sigma = alpha_sigma(schedule, timestep_B, x_t)
+    if schedule.prediction == "x0":
+        return (x_t - alpha * prediction) / sigma
+    if schedule.prediction == "epsilon":
+        return prediction
+    return sigma * x_t + alpha * prediction
+
+
+def threshold(x0_BCTHW: torch.Tensor, mode: str, *, quantile: float = 0.995) -> torch.Tensor:
+    """Limit x0 to [-1, 1]: "none", "static" (clamp) or "dynamic" (Imagen), by whole videos."""
+    if mode == "none":
+        return x0_BCTHW
+    if mode == "static":
+        return x0_BCTHW.clamp(-1.0, 1.0)
+    if mode != "dynamic":
+        raise ValueError(f"unknown threshold mode {mode!r}: use none, static or dynamic")
+    flat = x0_BCTHW.flatten(1).abs()
+    # kthvalue, because torch.quantile refuses more than 2^24 values
+    limit = flat.kthvalue(max(1, math.ceil(quantile * flat.shape[1])), dim=1).values.clamp(min=1.0)
+    limit = limit.reshape(-1, *(1 for _ in x0_BCTHW.shape[1:]))
+    return x0_BCTHW.clamp(-limit, limit) / limit
+
+
+def thresholded(
+    prediction: torch.Tensor,
+    x_t: torch.Tensor,
+    timestep_B: torch.Tensor,
+    schedule: Schedule,
+    *,
+    mode: str,
+) -> torch.Tensor:
+    """Return the prediction whose x0 is thresholded; bit-equal where x0 was within the limits."""
+    if mode == "none":
+        return prediction
+    x0 = to_x0(prediction, x_t, timestep_B, schedule)
+    change = threshold(x0, mode) - x0
+    alpha, sigma = alpha_sigma(schedule, timestep_B, x_t)
+    if schedule.prediction == "x0":
+        return prediction + change
+    return prediction - change * ((alpha if schedule.prediction == "epsilon" else 1.0) / sigma)
+
+
+def loss(
+    denoise: Denoise,
+    x0_BCTHW: torch.Tensor,
+    *,
+    schedule: Schedule,
+    timestep_B: torch.Tensor,
+    noise_BCTHW: torch.Tensor,
+    min_snr_gamma: float = math.inf,
+) -> torch.Tensor:
+    """Return the mean squared error of each item, loss_B; the same for base, motion and SSR.
+
+    `denoise(x_t, timestep_B)` gives the prediction. A finite gamma weighs by min-SNR
+    (Hang et al. 2023), infinity leaves the plain error.
+    """
+    x_t = add_noise(x0_BCTHW, noise_BCTHW, timestep_B, schedule)
+    wanted = target(x0_BCTHW, noise_BCTHW, timestep_B, schedule)
+    error = (denoise(x_t, timestep_B).float() - wanted.float()) ** 2
+    return error.flatten(1).mean(1) * min_snr_weight(schedule, timestep_B, min_snr_gamma).to(error)
+
+
+def min_snr_weight(schedule: Schedule, timestep_B: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return the min-SNR weight of each item, float64; ones for infinite gamma."""
+    abar = alphas_cumprod(schedule)[timestep_B.cpu().long()]
+    if math.isinf(gamma):
+        return torch.ones_like(abar)
+    snr = abar / (1.0 - abar)
+    limited = snr.clamp(max=gamma)
+    if schedule.prediction == "x0":
+        return limited
+    return limited / (snr + 1.0) if schedule.prediction == "v" else limited / snr
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """Timesteps and noise of one training batch."""
+
+    timestep_B: torch.Tensor
+    noise_BCTHW: torch.Tensor
+
+
+def draw(
+    schedule: Schedule,
+    seeds: Sequence[int],
+    *,
+    step: int,
+    frames_BT: torch.Tensor,
+    shape: tuple[int, int, int],
+) -> Draw:
+    """Draw each item by its own address (seed, step, frame).
+
+    Batch and worker do not matter. `seeds` come from noise.seed_for(run_seed, clip_id, ...),
+    frames_BT are absolute frame numbers, `shape` is (C, H, W).
+    """
+    uniforms = [noise.uniform(s, stream="timestep", step=step, count=1) for s in seeds]
+    timestep_B = (torch.cat(uniforms) * schedule.num_timesteps).long()
+    drawn = noise.normals(seeds, stream="train", step=step, frames_BT=frames_BT, shape=shape)
+    return Draw(timestep_B=timestep_B, noise_BCTHW=drawn.transpose(1, 2))
+
+
+def make_scheduler(name: str, schedule: Schedule) -> Scheduler:
+    """Return a diffusers scheduler, "ddim", "dpm++" (2M) or "ddpm" (ancestral), trailing steps."""
+    abar = alphas_cumprod(schedule)
+    betas = 1.0 - abar / torch.cat((torch.ones(1, dtype=torch.float64), abar[:-1]))
+    kind = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}[schedule.prediction]
+    common = {
+        "num_train_timesteps": schedule.num_timesteps,
+        "trained_betas": betas.tolist(),
+        "prediction_type": kind,
+        "timestep_spacing": "trailing",
+    }
+    if name in {"ddim", "ddpm"}:
+        return DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+    if name == "dpm++":
+        # the flag keeps the first sigma finite; rescaling a rescaled table changes nothing
+        return DPMSolverMultistepScheduler(
+            **common, solver_order=2, rescale_betas_zero_snr=schedule.zero_terminal_snr
+        )
+    raise ValueError(f"unknown sampler {name!r}: use ddim, dpm++ or ddpm")
+
+
+def advance(
+    scheduler: Scheduler,
+    prediction: torch.Tensor,
+    timestep: int,
+    x_t: torch.Tensor,
+    *,
+    step_noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Take one scheduler step; `step_noise` makes a DDIM scheduler ancestral."""
+    if step_noise is None:
+        return scheduler.step(prediction, timestep, x_t, return_dict=False)[0]
+    if not isinstance(scheduler, DDIMScheduler):
+        raise TypeError("step noise needs the ddpm sampler")
+    return scheduler.step(
+        prediction, timestep, x_t, eta=ANCESTRAL_ETA, variance_noise=step_noise, return_dict=False
+    )[0]

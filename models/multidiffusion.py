@@ -1,0 +1,60 @@
+"""Reconcile overlapping windows: the weighted mean that solves MultiDiffusion's least squares.
+
+argmin_J sum_k w_k |J - Phi_k|^2 is, frame by frame, sum_k w_k Phi_k / sum_k w_k (Bar-Tal et al.
+2023, eq. 5). Predictions are reduced, not states, and one global scheduler step follows, so that
+multistep solvers and step noise stay correct. Sums run in window order in fp32: who came first
+does not show.
+Letters: K windows, B batch, C channels, T frames, H height, W width.
+"""
+
+from collections.abc import Iterable
+
+import torch
+
+from models.windows import Plan
+
+
+def reduce(
+    windows: Iterable[tuple[int, torch.Tensor]], plan: Plan, weights_KT: torch.Tensor
+) -> torch.Tensor:
+    """Return the reconciled video_BCTHW, fp32, from (window index, prediction_BCTHW) in any order.
+
+    Windows that agree on a frame leave it bit-equal, whatever the weights. Raises ValueError on a
+    missing, duplicate, misshapen or non-finite window.
+    """
+    ordered = _ordered(windows, plan)
+    b, c, _, h, w = ordered[0].shape
+    video = torch.zeros(b, c, plan.frames, h, w, device=ordered[0].device)
+    ratios_KT = _ratios(weights_KT).to(video)
+    for k, prediction in enumerate(ordered):
+        part = video[:, :, plan.slice(k)]
+        # a running mean: an equal value adds exactly zero
+        part += ratios_KT[k, plan.slice(k)][:, None, None] * (prediction.float() - part)
+    return video
+
+
+def _ratios(weights_KT: torch.Tensor) -> torch.Tensor:
+    """Return each weight's share of the weights up to it, so that means can be taken one by one."""
+    weights = weights_KT.double()
+    if not bool((weights >= 0).all()) or not bool((weights.sum(0) > 0).all()):
+        raise ValueError("window weights must be >= 0 and positive somewhere on every frame")
+    ratios = weights / weights.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where(weights > 0, ratios, 0.0)
+
+
+def _ordered(windows: Iterable[tuple[int, torch.Tensor]], plan: Plan) -> list[torch.Tensor]:
+    found: dict[int, torch.Tensor] = {}
+    for index, prediction in windows:
+        if index in found:
+            raise ValueError(f"window {index} arrived twice")
+        if not 0 <= index < len(plan.starts):
+            raise ValueError(f"window {index} is not in the plan of {len(plan.starts)}")
+        if prediction.shape[2] != plan.window:
+            raise ValueError(f"window {index} has {prediction.shape[2]} frames, not {plan.window}")
+        if not bool(torch.isfinite(prediction).all()):
+            raise ValueError(f"window {index} holds NaN or infinite values")
+        found[index] = prediction
+    missing = [k for k in range(len(plan.starts)) if k not in found]
+    if missing:
+        raise ValueError(f"windows {missing} are missing")
+    return [found[k] for k in range(len(plan.starts))]

@@ -1,0 +1,110 @@
+"""Spatial super-resolution: a STUNet without temporal resampling, conditioned on the small video.
+
+Input channels = noisy + bilinearly enlarged small video after noise augmentation (Imagen Video);
+temporal convolutions everywhere, no temporal attention (Lumiere, section 3.2; Imagen Video).
+Letters: B batch, C channels, T frames, H height, W width, N tokens, D width of tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from models import stunet
+from models.diffusion import Denoise, Schedule, alpha_sigma, from_x0
+
+# Spread of clean video around its enlarged small version, values in [-1, 1]: of the order of what
+# bilinear enlargement loses on natural video (26 dB), and only the start of learning hangs on it.
+DETAIL_STD = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Shape of an SSR; `sample_px` is the side it makes, `max_level` the strongest augmentation."""
+
+    sample_px: int = 64
+    scale: int = 2
+    channels: int = 3
+    widths: tuple[int, ...] = (16, 32)
+    blocks_per_level: int = 1
+    text_dim: int = 64
+    text_levels: int = 0
+    head_dim: int = 16
+    norm_groups: int = 8
+    max_level: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.scale < 2 or not 0.0 <= self.max_level < 1.0:
+            raise ValueError("an SSR needs scale >= 2 and max_level in [0, 1)")
+
+    @property
+    def network(self) -> stunet.Config:
+        """The STUNet this stands for."""
+        return stunet.Config(
+            sample_px=self.sample_px,
+            in_channels=2 * self.channels,
+            out_channels=self.channels,
+            widths=self.widths,
+            blocks_per_level=self.blocks_per_level,
+            text_dim=self.text_dim,
+            text_levels=self.text_levels,
+            temporal_factor=(1,) * (len(self.widths) - 1),
+            temporal_attention=False,
+            head_dim=self.head_dim,
+            norm_groups=self.norm_groups,
+            noise_level=True,
+        )
+
+
+def build(config: Config, *, seed: int) -> stunet.STUNet:
+    """Return an SSR whose weights depend on `seed` only."""
+    return stunet.build(config.network, seed=seed)
+
+
+def upsample(low_BCTHW: torch.Tensor, scale: int) -> torch.Tensor:
+    """Return the video enlarged bilinearly in height and width by `scale`."""
+    return functional.interpolate(low_BCTHW, scale_factor=(1, scale, scale), mode="trilinear")
+
+
+def shrink(high_BCTHW: torch.Tensor, scale: int) -> torch.Tensor:
+    """Return the video reduced by area averaging: the small video of a training pair."""
+    return functional.avg_pool3d(high_BCTHW, (1, scale, scale))
+
+
+def augment(
+    condition_BCTHW: torch.Tensor, level_B: torch.Tensor, noise_BCTHW: torch.Tensor
+) -> torch.Tensor:
+    """Return sqrt(1 - s^2) c + s n for each item's level s in [0, 1]."""
+    s = level_B.reshape(-1, 1, 1, 1, 1).to(condition_BCTHW)
+    return (1.0 - s**2).sqrt() * condition_BCTHW + s * noise_BCTHW
+
+
+def denoiser(
+    model: torch.nn.Module,
+    condition_BCTHW: torch.Tensor,
+    text_BND: torch.Tensor,
+    level_B: torch.Tensor,
+    *,
+    schedule: Schedule,
+) -> Denoise:
+    """Return the SSR as a function of (x_t, timestep_B) for one augmented, enlarged condition.
+
+    The network says how far x0 lies from the mean of its posterior, in standard deviations, if x0 were
+    Gaussian around the condition, and it sees x_t as the normalised innovation. So an SSR starts from the
+    enlarged video and learns detail; it need not learn to copy (as Karras et al. 2022 for images).
+    """
+    s = level_B.reshape(-1, 1, 1, 1, 1).to(condition_BCTHW)
+    mean = condition_BCTHW / (1.0 - s**2).sqrt()
+    variance = s**2 / (1.0 - s**2) + DETAIL_STD**2
+
+    def denoise(x_BCTHW: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = alpha_sigma(schedule, timestep_B, x_BCTHW)
+        total = alpha**2 * variance + sigma**2
+        innovation = (x_BCTHW - alpha * mean) / total.sqrt()
+        both = torch.cat((innovation, condition_BCTHW), dim=1)
+        detail = model(both, timestep_B, text_BND, level_B=level_B)
+        expected = mean + alpha * variance / total.sqrt() * innovation
+        x0 = expected + sigma * (variance / total).sqrt() * detail
+        return from_x0(x0, x_BCTHW, timestep_B, schedule)
+
+    return denoise

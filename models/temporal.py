@@ -1,0 +1,209 @@
+"""The temporal modules that turn an image U-Net into a space-time U-Net (Lumiere, 3.1 and App. B).
+
+All start as identities: zero output layers (ConvInflate, AttnInflate) and Dirac kernels (TDown,
+TUp), so that at first the video model is the image model. Deviates: timestep and text reach the
+blocks directly through zero-initialised scale and shift, because a base trained on frames has no
+reason to carry motion words. Letters: B batch, C channels, T frames, H height, W width, D embedding;
+features travel folded as h_FCHW, F = B*T, which is free to view either way in channels_last.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def to_time(h_FCHW: torch.Tensor, frames: int) -> torch.Tensor:
+    """Return (B, C, T, H*W): 1D convolutions over frames become 2D ones with a (3, 1) kernel."""
+    folded, c, h, w = h_FCHW.shape
+    rows = h_FCHW.permute(0, 2, 3, 1).reshape(folded // frames, frames, h * w, c)
+    return rows.permute(0, 3, 1, 2)
+
+
+def from_time(x_BCTS: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Undo `to_time`: (B, C, T, H*W) to (B*T, C, H, W)."""
+    b, c, t, _ = x_BCTS.shape
+    rows = x_BCTS.permute(0, 2, 3, 1).reshape(b * t, height, width, c)
+    return rows.permute(0, 3, 1, 2)
+
+
+def group_norm(h_FCHW: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
+    """Normalise in fp32 whatever the type of the features is."""
+    y = functional.group_norm(
+        h_FCHW.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps
+    )
+    return y.to(h_FCHW.dtype)
+
+
+class Film(nn.Module):
+    """Zero-initialised scale and shift from the embedding e_BD (time + pooled text)."""
+
+    def __init__(self, embed_dim: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embed_dim, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, e_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (1 + scale, shift), each (B, C)."""
+        scale, shift = self.linear(functional.silu(e_BD)).chunk(2, dim=-1)
+        return 1.0 + scale, shift
+
+
+class ConvInflate(nn.Module):
+    """Factorised space-time convolution: h + W_out silu(Conv1d silu(film GN Conv2d silu(GN h)))."""
+
+    def __init__(self, channels: int, *, embed_dim: int, groups: int) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(groups, channels)
+        self.space = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm_mid = nn.GroupNorm(groups, channels)
+        self.film = Film(embed_dim, channels)
+        self.time = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]  # bias=True above
+
+    def forward(self, h_FCHW: torch.Tensor, e_BD: torch.Tensor, frames: int) -> torch.Tensor:
+        """Return features of the same shape; F = B * frames."""
+        height, width = h_FCHW.shape[-2:]
+        y = self.space(functional.silu(group_norm(h_FCHW, self.norm_in)))
+        y = group_norm(y, self.norm_mid)
+        scale, shift = (a.repeat_interleave(frames, 0)[:, :, None, None] for a in self.film(e_BD))
+        y = self.time(to_time(functional.silu(y * scale + shift), frames))
+        return h_FCHW + from_time(self.out(functional.silu(y)), height, width)
+
+
+class AttnInflate(nn.Module):
+    """Attention over the frames at one (y, x), with positions, then a two-layer perceptron."""
+
+    def __init__(self, channels: int, *, embed_dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_dim)
+        self.norm_attn = nn.LayerNorm(channels)
+        self.film = Film(embed_dim, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.norm_mlp = nn.LayerNorm(channels)
+        self.mlp_in = nn.Linear(channels, 4 * channels)
+        self.mlp_out = nn.Linear(4 * channels, channels)
+        for layer in (self.out, self.mlp_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, h_FCHW: torch.Tensor, e_BD: torch.Tensor, frames: int) -> torch.Tensor:
+        """Return features of the same shape; F = B * frames."""
+        height, width = h_FCHW.shape[-2:]
+        grid = to_time(h_FCHW, frames)
+        b, c, t, s = grid.shape
+        x_BSTC = grid.permute(0, 3, 2, 1)
+        scale, shift = (a[:, None, None, :] for a in self.film(e_BD))
+        y = self._norm(x_BSTC, self.norm_attn) * scale + shift
+        y = (y + positions(t, c, like=y)).reshape(b * s, t, c)
+        q, k, v = self.qkv(y).reshape(b * s, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = functional.scaled_dot_product_attention(q, k, v)
+        y = self.out(y.transpose(1, 2).reshape(b, s, t, c))
+        x_BSTC = x_BSTC + y
+        y = functional.gelu(self.mlp_in(self._norm(x_BSTC, self.norm_mlp)))
+        x_BSTC = x_BSTC + self.mlp_out(y)
+        return from_time(x_BSTC.permute(0, 3, 2, 1), height, width)
+
+    @staticmethod
+    def _norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+        y = functional.layer_norm(
+            x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
+        )
+        return y.to(x.dtype)
+
+
+class TDown(nn.Module):
+    """Temporal down-sampling: identity-initialised convolution, then every factor-th frame."""
+
+    def __init__(self, channels: int, factor: int) -> None:
+        super().__init__()
+        self.conv = dirac(channels, stride=factor)
+        self.factor = factor
+
+    def forward(self, h_FCHW: torch.Tensor, frames: int) -> torch.Tensor:
+        """Return (B * frames / factor, C, H, W)."""
+        return from_time(self.conv(to_time(h_FCHW, frames)), *h_FCHW.shape[-2:])
+
+
+class TUp(nn.Module):
+    """Temporal up-sampling: each frame `factor` times, then an identity-initialised convolution."""
+
+    def __init__(self, channels: int, factor: int) -> None:
+        super().__init__()
+        self.conv = dirac(channels, stride=1)
+        self.factor = factor
+
+    def forward(self, h_FCHW: torch.Tensor, frames: int) -> torch.Tensor:
+        """Return (B * frames * factor, C, H, W)."""
+        doubled = to_time(h_FCHW.repeat_interleave(self.factor, 0), frames * self.factor)
+        return from_time(self.conv(doubled), *h_FCHW.shape[-2:])
+
+
+class Motion(nn.Module):
+    """All temporal modules of a U-Net: an inflation after each (resnet, attention) pair, resamplers.
+
+    attention_blocks at the coarsest level and in the middle; with 0 there are convolutions there too.
+    `factors` belong to the spatial resizes from finest to coarsest; 1 leaves the frames alone.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        *,
+        factors: Sequence[int],
+        embed_dim: int,
+        groups: int,
+        head_dim: int,
+        attention_blocks: int,
+    ) -> None:
+        super().__init__()
+
+        def stack(channels: int, *, coarsest: bool) -> nn.ModuleList:
+            if not coarsest or attention_blocks == 0:
+                return nn.ModuleList([ConvInflate(channels, embed_dim=embed_dim, groups=groups)])
+            return nn.ModuleList(
+                AttnInflate(channels, embed_dim=embed_dim, head_dim=head_dim)
+                for _ in range(attention_blocks)
+            )
+
+        def stacks(block: Any, *, coarsest: bool) -> nn.ModuleList:
+            return nn.ModuleList(stack(r.out_channels, coarsest=coarsest) for r in block.resnets)
+
+        down, up = list(unet.down_blocks), list(unet.up_blocks)
+        self.down = nn.ModuleList(stacks(block, coarsest=block is down[-1]) for block in down)
+        self.mid = stack(unet.mid_block.resnets[0].out_channels, coarsest=True)
+        self.up = nn.ModuleList(stacks(block, coarsest=block is up[0]) for block in up)
+        self.tdown = nn.ModuleList(
+            TDown(block.resnets[-1].out_channels, factor) if factor > 1 else nn.Identity()
+            for block, factor in zip(down[:-1], factors, strict=True)
+        )
+        self.tup = nn.ModuleList(
+            TUp(block.resnets[-1].out_channels, factor) if factor > 1 else nn.Identity()
+            for block, factor in zip(up[:-1], reversed(factors), strict=True)
+        )
+
+
+def dirac(channels: int, *, stride: int) -> nn.Conv2d:
+    """Return a three-tap convolution over frames that at first copies the middle frame."""
+    conv = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0), stride=(stride, 1))
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # bias=True by default
+    with torch.no_grad():
+        conv.weight[range(channels), range(channels), 1, 0] = 1.0
+    return conv
+
+
+def positions(frames: int, channels: int, *, like: torch.Tensor) -> torch.Tensor:
+    """Return sinusoidal positions (T, C); without them attention could not tell frames apart."""
+    half = -(-channels // 2)
+    rates = torch.exp(torch.arange(half, device=like.device) * (-math.log(10000.0) / half))
+    angles = torch.arange(frames, device=like.device)[:, None] * rates[None, :]
+    table = torch.cat((angles.sin(), angles.cos()), dim=1)[:, :channels]
+    return table.to(like.dtype)

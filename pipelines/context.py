@@ -1,0 +1,141 @@
+"""What every verb is handed: the cluster session, the tracker, the event log, the stop flag and where to resume.
+
+Opened once by the outermost verb (a chain opens it for all its steps); the Ray session starts on first use, so that a run
+with nothing left to do never starts one.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.events import EventLog
+from cluster.interrupt import Interrupt
+from cluster.session import Cluster, session
+from cluster.tracking import Run, Tracker, embedded_uri
+from ingest.files import atomic_write
+from pipelines.identity import code_version, plain
+from pipelines.output import Claim, read_json
+
+STATE = Path(".kinoray")
+EXPERIMENT = "kinoray"
+Show = Callable[[Mapping[str, Any]], None]
+
+
+def silent(_event: Mapping[str, Any]) -> None:
+    """Show nothing: the default for notebooks and other programs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """The surroundings of a run; `parent_id` is the tracker's run that this one belongs under."""
+
+    cluster: Cluster
+    tracker: Tracker
+    stop: Interrupt
+    show: Show
+    resume: bool
+    parent_id: str = ""
+    _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _started: list[bool] = field(default_factory=list)
+
+    def start_cluster(self) -> None:
+        """Connect to or start Ray, once."""
+        if not self._started:
+            self.show({"event": "stage", "text": f"starting Ray ({self.cluster.address})"})
+            self._exits.enter_context(session(self.cluster))
+            self._started.append(True)
+
+    def under(self, parent_id: str) -> "Context":
+        """Return the same surroundings with runs tracked under `parent_id`."""
+        return replace(self, parent_id=parent_id)
+
+
+@contextlib.contextmanager
+def opened(
+    *, cluster: Cluster, tracking_uri: str, show: Show = silent, resume: bool = True
+) -> Iterator[Context]:
+    """Open the surroundings of a run and take everything down at the end."""
+    uri = tracking_uri or embedded_uri(STATE.resolve())
+    with contextlib.ExitStack() as exits, Interrupt() as stop:
+        tracker = Tracker(uri, spool=STATE.resolve() / "tracking-spool")
+        yield Context(
+            cluster=cluster, tracker=tracker, stop=stop, show=show, resume=resume, _exits=exits
+        )
+
+
+class Recorder:
+    """One run on record: its events in the run folder and on the terminal, its numbers in the tracker."""
+
+    def __init__(
+        self, context: Context, claimed: Claim, *, verb: str, name: str, config: object
+    ) -> None:
+        self._context = context
+        self._verb = verb
+        self._log = EventLog(claimed.folder / "events.jsonl")
+        self._started_s = time.monotonic()
+        self.run: Run = _tracked(context, claimed, name=name, config=config, verb=verb)
+
+    def stage(self, text: str) -> None:
+        """Say that a stage begins."""
+        self._emit({"event": "stage", "text": f"{self._verb}: {text}"})
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should look at."""
+        self._emit({"event": "warning", "text": f"{self._verb}: {text}"})
+
+    def progress(self, done: int, total: int, *, stage: str = "", text: str = "") -> None:
+        """Count: `done` of `total` units of `stage`."""
+        event = {"event": "progress", "stage": stage or self._verb, "done": done, "total": total}
+        self._emit({**event, "text": text})
+
+    def step(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Record the numbers of one training step in the run folder and the tracker."""
+        self._log.emit(verb=self._verb, event="step", step=step, **numbers)
+        self.run.log_metrics(dict(numbers), step)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the run was begun here."""
+        return round(time.monotonic() - self._started_s, 3)
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        self._log.emit(verb=self._verb, **event)
+        self._context.show({"verb": self._verb, **event})
+
+
+@contextlib.contextmanager
+def recorded(
+    context: Context, claimed: Claim, *, verb: str, name: str, config: object
+) -> Iterator[Recorder]:
+    """Record a run from its first event to its end, also when it fails."""
+    recorder = Recorder(context, claimed, verb=verb, name=name, config=config)
+    try:
+        yield recorder
+    except KeyboardInterrupt:
+        recorder.run.end("KILLED")
+        raise
+    except BaseException:
+        recorder.run.end("FAILED")
+        raise
+    recorder.run.end("FINISHED")
+
+
+def _tracked(context: Context, claimed: Claim, *, name: str, config: object, verb: str) -> Run:
+    written = read_json(claimed.folder / "tracking.json") or {}
+    version = code_version()
+    tags = {"kinoray.verb": verb, "kinoray.recipe": claimed.digest, "kinoray.code": version["code"]}
+    run = context.tracker.start(
+        name,
+        experiment=EXPERIMENT,
+        parent_id=context.parent_id,
+        run_id=written.get("run_id", ""),
+        tags=tags,
+        params=plain(config),
+    )
+    if run.id != written.get("run_id"):
+        atomic_write(claimed.folder / "tracking.json", json.dumps({"run_id": run.id}).encode())
+    return run

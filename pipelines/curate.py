@@ -1,0 +1,301 @@
+"""Curate: videos -> shots -> clips -> scores -> captions -> keep -> shards, one Ray task per source.
+
+Workers write payload shards under their content's name; this driver is the one committer, appending the rows of finished
+sources to the ledger, so that a kill at any moment loses nothing and doubles nothing (dataset.md 3.4).
+"""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster import pool
+from cluster.session import Cluster
+from ingest.caption import Captions
+from ingest.clip import Prep, captions_schema
+from ingest.keep import Keep
+from ingest.sources import Source, fingerprint, list_sources, unit_id
+from ingest.store import Dataset
+from ingest.unit import Unit, curate_unit, duplicate_rows, failed_rows, with_attempts
+from pipelines.context import Context, Recorder, recorded
+from pipelines.identity import digest, plain, recipe_digest
+from pipelines.output import Occupied, claim, finish, move_aside
+from pipelines.plan import Plan
+
+VERB = "curate"
+COMMIT_EVERY_S = 1.0
+STAGES = ("list", "hash", "decode", "shots", "scores", "keep", "encode", "check", "shard", "commit")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """What to curate: `source` lists folders, globs and files; `out` is the dataset, new or growing."""
+
+    source: tuple[str, ...]
+    out: Path
+    seed: int = 0
+    prep: Prep = field(default_factory=Prep)
+    keep: Keep = field(default_factory=Keep)
+    captions: Captions = field(default_factory=Captions)
+    max_failed_share: float = 0.1
+    max_attempts: int = 3
+    tracking_uri: str = ""
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        """Check shares and counts."""
+        if not self.source:
+            raise ValueError("source: at least one folder, glob or file")
+        if not 0 <= self.max_failed_share <= 1:
+            raise ValueError("max_failed_share: between 0 and 1")
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts: at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """The fates of this recipe's inputs; `digest` is the dataset version's, `failed` counts sources and clips."""
+
+    verb: str
+    status: str
+    dataset: str
+    version: int
+    digest: str
+    sources: int
+    clips_kept: int
+    clips_rejected: int
+    failed: int
+    duplicates: int
+    fates_balance: bool
+    wall_s: float
+    cpu_s: float
+    source_s: float
+    run_id: str
+
+
+def plan(config: Config) -> Plan:
+    """Count the videos; touches nothing. Raises FileNotFoundError for a source that is not there."""
+    config.captions.check()
+    sources = list_sources(config.source)
+    counts: dict[str, int | float | str] = {
+        "videos": len(sources),
+        "bytes": sum(source.bytes for source in sources),
+        "frames_per_clip": config.prep.contract.frames,
+        "fps": config.prep.contract.fps,
+    }
+    return Plan(verb=VERB, out=str(config.out), counts=counts, stages=STAGES)
+
+
+def run(config: Config, *, context: Context) -> Result:
+    """Give every source and every candidate clip its one fate; continues where an earlier run ended."""
+    config.captions.check()
+    sources = list_sources(config.source)
+    if not context.resume:
+        move_aside(config.out)
+    dataset = Dataset.create(config.out, config.prep.contract, config.prep)
+    listed = digest([[s.uri, s.bytes, s.mtime_ns] for s in sources])
+    folder = config.out / "runs" / digest([recipe_digest(config), listed])[:12]
+    claimed = claim(folder, VERB, config, inputs={"sources": listed}, resume=True)
+    if claimed.finished:
+        return Result(**claimed.finished)
+    with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
+        work = _Work(config, dataset, context, recorder, app_id=f"{VERB}/{claimed.digest}")
+        units = work.units(sources)
+        work.give_fates(units)
+        result = _result(work, units)
+        _record(recorder, result, dataset)
+        finish(claimed, plain(result))
+    return result
+
+
+class _Work:
+    """One run of curate: the units it was given, what it has committed and what it has spent."""
+
+    def __init__(
+        self, config: Config, dataset: Dataset, context: Context, recorder: Recorder, *, app_id: str
+    ) -> None:
+        self.config, self.dataset, self.context, self.recorder = config, dataset, context, recorder
+        self._app_id = app_id
+        self._rows: list[pa.Table] = []
+        self._captions: list[pa.Table] = []
+        self._committed_s = time.monotonic()
+        self.cpu_s = 0.0
+        self.source_s = 0.0
+
+    def units(self, sources: Sequence[Source]) -> list[Unit]:
+        """Name each source by its content; hashing is a full read, so it is spread over the cluster."""
+        self.context.start_cluster()
+        hashes: dict[str, str] = {}
+        named = {source.uri: source for source in sources}
+        work = (pool.Unit(key=uri, payload=source) for uri, source in named.items())
+        for outcome in self._pooled(fingerprint, work):
+            hashes[outcome.key] = outcome.value or ""
+            self.recorder.progress(len(hashes), len(sources), stage="curate: hash")
+        keys = {"prep": self.config.prep, "keep": self.config.keep}
+        # Interrupted while hashing: only the named ones are units, the rest is found again by the next run.
+        return [
+            Unit(
+                unit_id=unit_id(uri, sha, keys["prep"].digest(), keys["keep"].digest()),
+                source=source,
+                source_sha256=sha,
+            )
+            for uri, source in named.items()
+            if (sha := hashes.get(uri)) is not None
+        ]
+
+    def give_fates(self, units: Sequence[Unit]) -> None:
+        """Process what the ledger does not know yet and commit as results come."""
+        known = self.dataset.committed_units()
+        self._refuse_other_rules(units, known)
+        todo = [unit for unit in units if unit.unit_id not in known]
+        first = self._first_of_each(units)
+        fresh = [u for u in todo if first.get(u.source_sha256, u.unit_id) == u.unit_id]
+        done = len(units) - len(todo)
+        if done:
+            self.recorder.stage(f"{done} of {len(units)} videos have their fate, continuing")
+        for unit in todo:
+            if unit not in fresh:
+                self._add(duplicate_rows(unit, duplicate_of=unit.source_sha256, **self._rules))
+        done = len(units) - len(fresh)
+        try:
+            for outcome in self._curated(fresh):
+                done += 1
+                self._take(outcome, {u.unit_id: u for u in fresh}[outcome.key])
+                self.recorder.progress(
+                    done, len(units), text=f"{self.source_s / 60:.1f} video minutes"
+                )
+        except BaseException:
+            # What is finished is kept even when the run fails; the failure itself is the news.
+            with contextlib.suppress(OSError):
+                self.flush()
+            raise
+        self.flush()
+
+    @property
+    def _rules(self) -> dict[str, Any]:
+        return {"prep": self.config.prep, "keep": self.config.keep}
+
+    def _curated(self, units: Sequence[Unit]) -> Iterator[pool.Outcome]:
+        work = partial(
+            curate_unit,
+            **self._rules,
+            captions=self.config.captions,
+            root=self.dataset.root.resolve(),
+        )
+        # Longest first, so that the last unit running is a short one.
+        by_size = sorted(units, key=lambda u: -u.source.bytes)
+        yield from self._pooled(work, (pool.Unit(key=u.unit_id, payload=u) for u in by_size))
+
+    def _pooled(
+        self, work: Callable[[Any], Any], units: Iterator[pool.Unit]
+    ) -> Iterator[pool.Outcome]:
+        settings = pool.Pool(max_attempts=self.config.max_attempts)
+        for outcome in pool.run_tasks(work, units, config=settings, stop=self.context.stop):
+            self.cpu_s += outcome.cpu_s
+            yield outcome
+
+    def _take(self, outcome: pool.Outcome, unit: Unit) -> None:
+        if outcome.failure is None:
+            self.source_s += outcome.value.stats.get("source_s", 0.0)
+            self._add(with_attempts(outcome.value.rows, outcome.attempts), outcome.value.captions)
+            return
+        failure = outcome.failure
+        self.recorder.warn(f"{unit.source.printable_uri}: {failure.error_class}: {failure.message}")
+        rows = failed_rows(
+            unit,
+            stage=failure.stage,
+            error_class=failure.error_class,
+            message=failure.message,
+            attempts=outcome.attempts,
+            **self._rules,
+        )
+        self._add(rows)
+
+    def _add(self, rows: pa.Table, captions: pa.Table | None = None) -> None:
+        self._rows.append(rows)
+        if captions is not None:
+            self._captions.append(captions)
+        if time.monotonic() - self._committed_s >= COMMIT_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what is finished, in one ledger transaction."""
+        if self._rows:
+            captions = (
+                pa.concat_tables(self._captions)
+                if self._captions
+                else captions_schema().empty_table()
+            )
+            batch = self.dataset.next_batch(self._app_id)
+            self.dataset.commit(
+                pa.concat_tables(self._rows), captions, app_id=self._app_id, batch=batch
+            )
+            self._rows, self._captions = [], []
+        self._committed_s = time.monotonic()
+
+    def _first_of_each(self, units: Sequence[Unit]) -> dict[str, str]:
+        """Return for each content the unit that speaks for it: the one in the ledger, else the first by name."""
+        ledger = (
+            self.dataset.ledger().select(["kind", "fate", "source_sha256", "unit_id"]).to_pylist()
+        )
+        first = {
+            row["source_sha256"]: row["unit_id"]
+            for row in ledger
+            if row["kind"] == "source" and row["fate"] != "duplicate" and row["source_sha256"]
+        }
+        for unit in units:
+            if unit.source_sha256:
+                first.setdefault(unit.source_sha256, unit.unit_id)
+        return first
+
+    def _refuse_other_rules(self, units: Sequence[Unit], known: set[str]) -> None:
+        ledger = self.dataset.ledger().select(["kind", "source_uri", "source_sha256"]).to_pylist()
+        judged = {(r["source_uri"], r["source_sha256"]) for r in ledger if r["kind"] == "source"}
+        for unit in units:
+            if unit.unit_id not in known and (unit.source.uri, unit.source_sha256) in judged:
+                raise Occupied(
+                    str(self.config.out),
+                    f"holds {unit.source.printable_uri} curated with other keep rules",
+                )
+
+
+def _result(work: _Work, units: Sequence[Unit]) -> Result:
+    mine = {unit.unit_id for unit in units}
+    rows = work.dataset.ledger().select(["unit_id", "kind", "fate"]).to_pylist()
+    fates = Counter((row["kind"], row["fate"]) for row in rows if row["unit_id"] in mine)
+    balance = work.dataset.balance(mine)
+    failed_sources = fates["source", "failed"]
+    for problem in balance.problems:
+        work.recorder.warn(problem)
+    interrupted = work.context.stop.requested
+    enough = balance.ok and failed_sources <= work.config.max_failed_share * max(1, len(units))
+    return Result(
+        verb=VERB,
+        status="interrupted" if interrupted else "done" if enough else "incomplete",
+        dataset=str(work.config.out),
+        version=work.dataset.version,
+        digest=work.dataset.digest(),
+        sources=len(units),
+        clips_kept=fates["clip", "kept"],
+        clips_rejected=fates["clip", "rejected"],
+        failed=failed_sources + fates["clip", "failed"],
+        duplicates=fates["source", "duplicate"] + fates["clip", "duplicate"],
+        fates_balance=balance.ok,
+        wall_s=work.recorder.wall_s,
+        cpu_s=round(work.cpu_s + time.process_time(), 3),
+        source_s=round(work.source_s, 3),
+        run_id=work.recorder.run.id,
+    )
+
+
+def _record(recorder: Recorder, result: Result, dataset: Dataset) -> None:
+    numbers = {k: float(v) for k, v in plain(result).items() if isinstance(v, (int, float))}
+    recorder.run.log_metrics(numbers, 0)
+    recorder.run.log_dataset("dataset", result.digest, str(dataset.root.resolve()), VERB)
+    recorder.run.set_tags({"kinoray.dataset": result.digest})

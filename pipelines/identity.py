@@ -1,0 +1,67 @@
+"""What a run is: its resolved recipe as plain data, the digest of that, and the code and packages that carried it out.
+
+Light on purpose (standard library only): the command line uses it before anything heavy is imported.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Where and how a run is carried out; everything else decides what comes out and is part of its identity.
+HOW_TO_RUN = frozenset({"out", "tracking_uri", "cluster"})
+PACKAGES = ("ray", "torch", "pyarrow", "decord", "deltalake", "diffusers", "mlflow", "numpy")
+
+
+def plain(value: object) -> Any:
+    """Return dataclasses, tuples and paths as JSON-ready values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def digest(value: object) -> str:
+    """Return the sha256 of the canonical JSON of `value`, in hex."""
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def recipe_digest(config: object) -> str:
+    """Return the digest of what a config makes, leaving out where it is put and what carries it out."""
+    return digest({k: v for k, v in plain(config).items() if k not in HOW_TO_RUN})
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Return the commit of the checkout this runs from (with "+dirty" when it was edited), or "unknown"."""
+    root = Path(__file__).resolve().parent.parent
+    commit = _git(root, "rev-parse", "HEAD") or "unknown"
+    dirty = "+dirty" if commit != "unknown" and _git(root, "status", "--porcelain") else ""
+    packages = {name: _version(name) for name in PACKAGES}
+    return {"code": commit + dirty, "python": platform.python_version(), "packages": packages}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

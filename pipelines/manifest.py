@@ -1,0 +1,64 @@
+"""The manifest of an evaluation set: one row a sample, with all that its pixels and its making depend on.
+
+A Delta table beside the videos, committed by the same protocol as the dataset's ledger. A failed sample keeps its row and its
+reason; when a later run succeeds, the success is what counts.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ingest.tables import Table
+
+KEY = "key"
+FOLDER = "manifest"
+
+SCHEMA = pa.schema(
+    [
+        pa.field(KEY, pa.string(), nullable=False),
+        pa.field("identity", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("seed", pa.string(), nullable=False),
+        pa.field("noise_id", pa.string()),
+        pa.field("base_digest", pa.string()),
+        pa.field("motion_digest", pa.string()),
+        pa.field("ssr_digest", pa.string()),
+        pa.field("settings", pa.string()),
+        pa.field("window_starts", pa.list_(pa.int32())),
+        pa.field("window_frames", pa.int32()),
+        pa.field("windows", pa.int32()),
+        pa.field("frames", pa.int32()),
+        pa.field("fps", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("base_path", pa.string()),
+        pa.field("lossless_path", pa.string()),
+        pa.field("view_path", pa.string()),
+        pa.field("base_sha256", pa.string()),
+        pa.field("frames_sha256", pa.string()),
+        pa.field("device", pa.string()),
+        pa.field("dtype", pa.string()),
+        pa.field("torch", pa.string()),
+        pa.field("code", pa.string()),
+        pa.field("worker", pa.string()),
+        pa.field("attempts", pa.int32()),
+        pa.field("started_at", pa.string()),
+        pa.field("wall_s", pa.float64()),
+    ]
+)
+
+
+def read_set(folder: Path) -> list[dict[str, Any]]:
+    """Return one row for each sample of the set, a success before any failure, sorted by prompt and index."""
+    table = Table.open(folder / FOLDER)
+    best: dict[str, dict[str, Any]] = {}
+    for row in table.rows().to_pylist():
+        held = best.get(row["identity"])
+        if held is None or held["status"] != "done":
+            best[row["identity"]] = row
+    return sorted(best.values(), key=lambda r: (r["prompt_id"], r["index"], r["identity"]))

@@ -1,0 +1,100 @@
+"""Weight-free measurements of one sample: seam, motion, agreement of SSR and base, distance to the reference's clips.
+
+All from lossless files, never from the lossy ones for viewing. Letters: C channels, T frames, H height, W width, B clips.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ingest.decode import payload_frames
+from ingest.loader import read_clip
+from ingest.store import Dataset
+from models import ssr, windows
+from models.metrics import motion, psnr, seam
+from pipelines.generator import frames_sha256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sheet:
+    """One sample to measure: its manifest row, its set's folder and the reference dataset ("" for none)."""
+
+    row: dict[str, Any]
+    folder: str
+    reference: str
+    prompts: tuple[str, ...]
+
+
+def measure(sheet: Sheet) -> dict[str, Any]:
+    """Return the numbers of one sample; ValueError when its frames are not the ones of the manifest."""
+    row = sheet.row
+    low = _video(sheet, "base_path", "base_sha256")
+    final = _video(sheet, "lossless_path", "frames_sha256")
+    numbers: dict[str, Any] = {
+        "identity": row["identity"],
+        "prompt": row["prompt"],
+        "index": row["index"],
+        "motion_magnitude": motion.motion_magnitude(final),
+        "static_share": motion.static_share(final),
+        "differences": [round(float(d), 6) for d in motion.differences(final)],
+    }
+    if row["windows"] > 1:
+        plan = windows.Plan(
+            frames=row["frames"], window=row["window_frames"], starts=tuple(row["window_starts"])
+        )
+        edges = windows.boundaries(plan)
+        numbers |= {
+            "seam_ratio": seam.seam_ratio(final, edges),
+            "seam_excess": seam.seam_excess(final, edges),
+        }
+    if final.shape != low.shape:
+        scale = final.shape[-1] // low.shape[-1]
+        numbers["ssr_base_psnr"] = psnr.psnr(ssr.shrink(final[None], scale)[0], low)
+    if sheet.reference:
+        numbers |= _against_reference(sheet, low)
+    return numbers
+
+
+def _against_reference(sheet: Sheet, low: torch.Tensor) -> dict[str, Any]:
+    """Compare with the reference clip of each prompt at base resolution; which one is nearest?"""
+    height, width = low.shape[-2:]
+    captions, clips = reference_clips(sheet.reference, sheet.prompts, width, height)
+    if sheet.row["prompt"] not in captions:
+        return {}
+    own = captions.index(sheet.row["prompt"])
+    return {
+        "nearest_prompt": captions[psnr.nearest(low, clips)],
+        "nearest_is_own": psnr.nearest(low, clips) == own,
+        "reference_psnr": psnr.psnr(low, clips[own]),
+    }
+
+
+@lru_cache(maxsize=4)
+def reference_clips(
+    root: str, prompts: tuple[str, ...], width: int, height: int
+) -> tuple[list[str], torch.Tensor]:
+    """Return the captions among `prompts` that the dataset has and one clip of each, x_BCTHW in [-1, 1]."""
+    rows = Dataset.open(Path(root)).kept_clips().to_pylist()
+    first = {}
+    for row in rows:
+        if row["caption"] in prompts:
+            first.setdefault(row["caption"], row)
+    clips = [to_model(read_clip(Path(root), row, width, height)) for row in first.values()]
+    return list(first), torch.stack(clips) if clips else torch.empty(0)
+
+
+def to_model(frames_THWC: np.ndarray) -> torch.Tensor:
+    """Return x_CTHW in [-1, 1]."""
+    return torch.from_numpy(frames_THWC).permute(3, 0, 1, 2).float().div(127.5).sub(1.0)
+
+
+def _video(sheet: Sheet, path_key: str, hash_key: str) -> torch.Tensor:
+    path = Path(sheet.folder) / sheet.row[path_key]
+    frames = payload_frames(path.read_bytes())
+    if frames_sha256(frames) != sheet.row[hash_key]:
+        raise ValueError(f"{path}: its frames are not those of the manifest; next: sample it again")
+    return to_model(frames)

@@ -1,0 +1,128 @@
+"""Output folders: who owns one, what was asked of it, and whether that is finished.
+
+A run claims its folder with `recipe.json` before it works and ends with `result.json`. The same recipe continues there, another
+recipe is refused (never overwritten), and a fresh start moves the old folder aside: nothing a user made is ever deleted here.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest.files import atomic_write
+from pipelines.identity import HOW_TO_RUN, code_version, digest, plain, recipe_digest
+
+
+class Occupied(Exception):
+    """The output folder belongs to something else; carries the folder and the reason."""
+
+    exit_code = 2
+
+    def __init__(self, folder: str, reason: str) -> None:
+        super().__init__(folder, reason)
+        self.folder = folder
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Return one line that names both ways out."""
+        return (
+            f"{self.folder}: {self.reason}; next: choose another folder with out=..., "
+            "or add --no-resume to start over (the old folder is kept beside it)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """A folder that this run may write to; `finished` is the result of an earlier, complete run of the same recipe."""
+
+    folder: Path
+    digest: str
+    finished: dict[str, Any] | None
+
+
+def claim(
+    folder: Path, verb: str, config: object, *, inputs: Mapping[str, str], resume: bool
+) -> Claim:
+    """Take `folder` for `config` and the digests of its `inputs`; raises Occupied when it holds something else."""
+    asked = {"recipe": recipe_digest(config), "inputs": inputs}
+    if not resume:
+        move_aside(folder)
+    written = read_json(folder / "recipe.json")
+    if written is None and _holds_something(folder):
+        raise Occupied(str(folder), "is not empty and was not made by kinoray")
+    identity = digest(asked)
+    recipe = {"verb": verb, "digest": identity, "recipe": plain(config), "inputs": dict(inputs)}
+    if written is not None and written.get("digest") != identity:
+        raise Occupied(str(folder), f"was made by another recipe ({_difference(written, recipe)})")
+    if written is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / "recipe.json", to_json(recipe | code_version()))
+    return Claim(
+        folder=folder, digest=identity, finished=_complete(read_json(folder / "result.json"))
+    )
+
+
+def finish(claimed: Claim, result: dict[str, Any]) -> None:
+    """Write the result of the run; only a result whose status is "done" or "incomplete" counts as an end."""
+    atomic_write(claimed.folder / "result.json", to_json(result))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in `path`, or None where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, NotADirectoryError) as error:
+        raise Occupied(str(path.parent), f"{path.name} cannot be read ({error})") from None
+
+
+def _complete(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    return result if result is not None and result.get("status") == "done" else None
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """Return a value as indented JSON with a final newline."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _holds_something(folder: Path) -> bool:
+    if folder.exists() and not folder.is_dir():
+        raise Occupied(str(folder), "is a file, not a folder")
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def move_aside(folder: Path) -> None:
+    """Give what is in `folder` another name, so that a fresh start deletes nothing."""
+    if not _holds_something(folder):
+        return
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    kept = folder.with_name(f"{folder.name}.old-{stamp}")
+    number = 1
+    while kept.exists():
+        kept = folder.with_name(f"{folder.name}.old-{stamp}-{number}")
+        number += 1
+    folder.rename(kept)
+
+
+def _difference(written: dict[str, Any], asked: dict[str, Any]) -> str:
+    old, new = _identity(written), _identity(asked)
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    shown = ", ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys[:2])
+    return shown + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+
+
+def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
+    keys = {k: v for k, v in recipe.get("recipe", {}).items() if k not in HOW_TO_RUN}
+    return _flat(keys) | {f"input {k}": v[:12] for k, v in recipe.get("inputs", {}).items()}
+
+
+def _flat(table: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(table, dict):
+        return {prefix: table}
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -1,0 +1,226 @@
+"""Train: dataset -> checkpoint of a base, motion or SSR model, on a group of Ray Train workers.
+
+Ray Train places the workers, forms the process group and restarts the group when a worker dies; what a continuation needs is
+in our own checkpoints, the same ones that a new run of the same recipe continues from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.group import Group, fit
+from cluster.session import Cluster
+from ingest.store import Dataset
+from ingest.views import View
+from models import checkpoint, stunet
+from models.conditioning import HashedText
+from models.diffusion import Schedule
+from models.ssr import Config as SsrConfig
+from pipelines import training, weights
+from pipelines.context import Context, Recorder, recorded
+from pipelines.identity import plain
+from pipelines.output import claim, finish
+from pipelines.plan import Plan
+from pipelines.training import Optimizer
+
+VERB = "train"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """What to train.
+
+    `model` shapes a base (a motion model takes its base's shape), `ssr` an SSR; `frames` is images a clip for a base and
+    the window length for an SSR; a motion model sees whole clips.
+    """
+
+    family: Literal["lumiere"] = "lumiere"
+    role: Literal["base", "motion", "ssr"]
+    dataset: Path
+    out: Path
+    steps: int
+    global_batch: int
+    base: Path | None = None
+    model: stunet.Config | None = None
+    ssr: SsrConfig | None = None
+    frames: int = 8
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    text_length: int = 16
+    caption_dropout: float = 0.1
+    num_workers: int = 2
+    threads_per_worker: int = 1
+    checkpoint_every: int = 50
+    max_failures: int = 2
+    seed: int = 0
+    tracking_uri: str = ""
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        """Check that the keys fit the role and each other."""
+        needed = {"base": "model", "motion": "base", "ssr": "ssr"}[self.role]
+        for key in ("base", "model", "ssr"):
+            given = getattr(self, key) is not None
+            if key == needed and not given:
+                raise ValueError(f"{key}: a {self.role} training needs it")
+            if key != needed and given:
+                raise ValueError(f"{key}: a {self.role} training does not take it, remove the key")
+        if self.steps < 1 or self.num_workers < 1 or self.checkpoint_every < 1:
+            raise ValueError("steps, num_workers and checkpoint_every: at least 1")
+        if self.global_batch < self.num_workers:
+            raise ValueError(f"global_batch: at least num_workers ({self.num_workers})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """How the training ended; losses are the mean over 8 fixed (clip, timestep, noise) draws, before and after."""
+
+    verb: str
+    status: str
+    role: str
+    steps: int
+    loss_first: float
+    loss_last: float
+    checkpoint: str
+    digest: str
+    dataset_digest: str
+    wall_s: float
+    run_id: str
+
+
+def plan(config: Config) -> Plan:
+    """Count steps, clips and workers; reads no dataset that is not there yet."""
+    counts: dict[str, int | float | str] = {
+        "role": config.role,
+        "steps": config.steps,
+        "clips": config.steps * config.global_batch,
+        "workers": config.num_workers,
+    }
+    return Plan(verb=VERB, out=str(config.out), counts=counts, stages=("load", "train", "publish"))
+
+
+def run(config: Config, *, context: Context) -> Result:
+    """Train to the last step; continues from the newest checkpoint of the same recipe and inputs."""
+    dataset = Dataset.open(config.dataset)
+    clips = dataset.kept_clips()
+    if clips.num_rows == 0:
+        raise ValueError(
+            f"{config.dataset}: no clip was kept, nothing to train on; next: look at its fates"
+        )
+    view = dataset.freeze_view(clips)
+    base = weights.load(config.base, "base") if config.base else None
+    inputs = {"dataset": view.digest} | ({"base": base.digest} if base else {})
+    claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
+    if claimed.finished:
+        return Result(**claimed.finished)
+    job = _job(config, dataset, view, base, claimed.digest)
+    name = f"{VERB}-{config.role}"
+    with recorded(context, claimed, verb=VERB, name=name, config=config) as recorder:
+        recorder.run.log_dataset("dataset", view.digest, str(dataset.root.resolve()), VERB)
+        context.start_cluster()
+        _fit(config, job, context, recorder)
+        result = _result(config, job, view, recorder)
+        finish(claimed, plain(result))
+    return result
+
+
+def _job(
+    config: Config, dataset: Dataset, view: View, base: weights.Loaded | None, identity: str
+) -> training.Job:
+    spec = _spec(config, dataset, base)
+    return training.Job(
+        spec=spec,
+        optimizer=config.optimizer,
+        dataset=str(dataset.root.resolve()),
+        view=str(view.path.resolve()),
+        view_digest=view.digest,
+        folder=str(config.out.resolve()),
+        base=str(config.base.resolve()) if config.base else "",
+        identity=identity,
+        seed=config.seed,
+        steps=config.steps,
+        global_batch=config.global_batch,
+        frames=config.frames,
+        caption_dropout=config.caption_dropout,
+        checkpoint_every=config.checkpoint_every,
+        threads=config.threads_per_worker,
+        px=spec.network.sample_px,
+    )
+
+
+def _spec(config: Config, dataset: Dataset, base: weights.Loaded | None) -> weights.Spec:
+    contract = dataset.contract
+    if base is not None:
+        if base.spec.frames != contract.frames:
+            raise ValueError(
+                f"the base was trained on clips of {base.spec.frames} frames, "
+                f"{config.dataset} holds clips of {contract.frames}"
+            )
+        return replace(base.spec, role="motion")
+    network = config.ssr.network if config.ssr else config.model
+    if network is None:
+        raise ValueError("model: Field required")
+    return weights.Spec(
+        role=config.role,
+        network=network,
+        schedule=config.schedule,
+        text=HashedText(dim=network.text_dim, length=config.text_length),
+        frames=contract.frames,
+        fps=contract.fps,
+        ssr=config.ssr,
+    )
+
+
+def _fit(config: Config, job: training.Job, context: Context, recorder: Recorder) -> None:
+    """Run the worker group and record what it posts until it ends."""
+    recorder.stage(f"{config.role}: starting {config.num_workers} workers")
+    fit(
+        training.train,
+        job,
+        group=Group(
+            num_workers=config.num_workers,
+            name=f"{VERB}-{config.role}",
+            folder=config.out / "ray-train",
+            max_failures=config.max_failures,
+        ),
+        take=lambda event: _take(event, config, recorder),
+        stop=lambda: context.stop.requested,
+    )
+
+
+def _take(event: Mapping[str, Any], config: Config, recorder: Recorder) -> None:
+    step = int(event["step"])
+    if event["event"] == "probe":
+        recorder.run.log_metrics({"probe_loss": float(event["loss"])}, step)
+        return
+    numbers = {k: float(v) for k, v in event.items() if isinstance(v, float)}
+    recorder.step(step, numbers)
+    recorder.progress(
+        step,
+        config.steps,
+        stage=f"{VERB} {config.role}",
+        text=f"loss {numbers['loss']:.4f}, {numbers['step_s']:.2f} s a step",
+    )
+
+
+def _result(config: Config, job: training.Job, view: View, recorder: Recorder) -> Result:
+    folder = weights.checkpoint_folder(config.out)
+    stopped = not (folder / "checkpoint.json").exists()
+    saved = training.steps_saved(config.out)
+    meta = {} if stopped else checkpoint.load(folder, groups=()).meta
+    result = Result(
+        verb=VERB,
+        status="interrupted" if stopped else "done",
+        role=config.role,
+        steps=saved[-1] if stopped and saved else 0 if stopped else job.steps,
+        loss_first=meta.get("loss_first", 0.0),
+        loss_last=meta.get("loss_last", 0.0),
+        checkpoint=str(folder),
+        digest="" if stopped else checkpoint.load(folder, groups=()).digest,
+        dataset_digest=view.digest,
+        wall_s=recorder.wall_s,
+        run_id=recorder.run.id,
+    )
+    recorder.run.set_tags({"kinoray.checkpoint": result.digest, "kinoray.dataset": view.digest})
+    return result

@@ -1,0 +1,122 @@
+"""Networks and their checkpoints: what a checkpoint must say so that a network can be built from it alone.
+
+Roles (models.md 10): base = the image model, motion = the temporal modules trained over one named base, ssr = all of an SSR.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import checkpoint, stunet
+from models.conditioning import HashedText
+from models.diffusion import Schedule
+from models.ssr import Config as SsrConfig
+from pipelines.identity import plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """How a role's network is built and what it was trained on; stored in every checkpoint as JSON."""
+
+    role: stunet.Role
+    network: stunet.Config
+    schedule: Schedule
+    text: HashedText
+    frames: int
+    fps: int
+    ssr: SsrConfig | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; `from_json` undoes it."""
+        return {**plain(self), "text_digest": self.text.digest()}
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> "Spec":
+        """Return the Spec; ValueError when the text conditioner of this version is not the recorded one."""
+        text = HashedText(**table["text"])
+        if text.digest() != table["text_digest"]:
+            raise ValueError(
+                f"the checkpoint was trained with text conditioner {table['text_digest']}, "
+                f"this version has {text.digest()}"
+            )
+        return cls(
+            role=table["role"],
+            network=stunet.Config(**_tuples(table["network"])),
+            schedule=Schedule(**table["schedule"]),
+            text=text,
+            frames=table["frames"],
+            fps=table["fps"],
+            ssr=SsrConfig(**_tuples(table["ssr"])) if table["ssr"] else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """A verified checkpoint: its spec, its weights (the averaged ones), its digest and its parents'."""
+
+    spec: Spec
+    state: dict[str, torch.Tensor]
+    digest: str
+    parents: dict[str, str]
+
+
+def load(folder: Path, role: stunet.Role) -> Loaded:
+    """Read the finished checkpoint under a training's output folder; ValueError when it has another role."""
+    found = checkpoint.load(checkpoint_folder(folder))
+    if found.role != role:
+        raise ValueError(f"{folder} holds a {found.role} checkpoint where a {role} one is needed")
+    return Loaded(
+        spec=Spec.from_json(found.spec),
+        state=found.tensors["params"],
+        digest=found.digest,
+        parents=found.parents,
+    )
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    """Return where a training leaves its result; a checkpoint folder itself is taken as it is."""
+    return folder if (folder / "checkpoint.json").exists() else folder / "checkpoint"
+
+
+def network(spec: Spec, *, seed: int, base: Loaded | None = None) -> stunet.STUNet:
+    """Return the network a role trains, its weights drawn from `seed`; motion starts on its base."""
+    model = stunet.build(spec.network, seed=seed)
+    if base is not None:
+        stunet.load_base(model, base.state)
+    return model
+
+
+def role_state(model: stunet.STUNet, role: stunet.Role) -> dict[str, torch.Tensor]:
+    """Return the role's own tensors."""
+    if role == "base":
+        return stunet.base_state(model)
+    if role == "motion":
+        return stunet.motion_state(model)
+    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def video_model(base: Loaded, motion: Loaded) -> stunet.STUNet:
+    """Return base and motion as one network; ValueError unless the motion was trained over this base."""
+    if motion.parents.get("base") != base.digest:
+        raise ValueError(
+            f"the motion checkpoint was trained over base {motion.parents.get('base', '?')[:12]}, "
+            f"not over {base.digest[:12]}"
+        )
+    model = stunet.build(motion.spec.network, seed=0)
+    stunet.load_base(model, base.state)
+    stunet.load_motion(model, motion.state)
+    return model.eval()
+
+
+def ssr_model(loaded: Loaded) -> stunet.STUNet:
+    """Return the SSR network."""
+    model = stunet.build(loaded.spec.network, seed=0)
+    model.load_state_dict(loaded.state, strict=True)
+    return model.eval()
+
+
+def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}

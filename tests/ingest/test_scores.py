@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from ingest.clip import SCORES
+from ingest.scores import duplicate_frame_share, motion, score
+
+
+def blurred_noise() -> np.ndarray:
+    wide = np.random.default_rng(0).random((160, 1200))
+    for axis in (0, 1, 0, 1):
+        wide = np.apply_along_axis(np.convolve, axis, wide, np.ones(7) / 7, "same")
+    low, high = wide.min(), wide.max()
+    return ((wide - low) / (high - low) * 255)[8:152]
+
+
+NOISE = blurred_noise()
+
+
+def textured(shift=0):
+    """A picture without period, slid by whole pixels."""
+    return np.repeat(NOISE[:, 300 + shift : 556 + shift, None], 3, -1).astype(np.uint8)
+
+
+def test_all_scores_are_there_and_finite(studio):
+    scores = score(studio.frames(80), 16)
+    assert tuple(scores) == SCORES
+    assert all(np.isfinite(value) for value in scores.values())
+
+
+@pytest.mark.parametrize("speed_px", [1, 2])
+def test_motion_is_diagonals_per_second(speed_px):
+    """A picture that slides by v px per frame moves 16 v / diagonal in a second."""
+    frames = np.stack([textured(speed_px * k)[..., 0] for k in range(80)])
+    wanted = 16 * speed_px / np.hypot(144, 256)
+    assert motion(frames, 16) == pytest.approx(wanted, rel=0.25)
+
+
+def test_motion_does_not_depend_on_size_or_rate():
+    small = score(np.stack([textured(k) for k in range(80)]), 16)["motion"]
+    frames = np.stack([textured(k) for k in range(80)])
+    large = score(frames.repeat(2, 1).repeat(2, 2), 16)["motion"]
+    assert small == pytest.approx(large, rel=0.2)
+    assert motion(frames[..., 0], 32) == pytest.approx(2 * motion(frames[..., 0], 16), rel=0.25)
+
+
+def test_a_still_has_no_motion_and_all_duplicates():
+    frames = np.repeat(textured()[None], 80, 0)
+    scores = score(frames, 16)
+    assert scores["motion"] == pytest.approx(0, abs=1e-6)
+    assert scores["duplicate_frame_share"] == 1
+
+
+def test_duplicates_are_counted_exactly():
+    moving = [textured(shift=k)[..., 0] for k in range(40)]
+    doubled = np.stack([frame for frame in moving for _ in range(2)])
+    assert duplicate_frame_share(doubled) == pytest.approx(40 / 79)
+    assert duplicate_frame_share(np.stack(moving)) == 0
+
+
+def test_luma_and_sharpness():
+    flat = score(np.full((10, 64, 64, 3), 50, np.uint8), 16)
+    assert flat["luma_mean"] == pytest.approx(50, abs=0.5)
+    assert (flat["luma_range"], flat["sharpness"]) == (0, 0)
+    sharp = score(np.stack([textured()] * 10), 16)
+    assert sharp["luma_range"] > 50
+    assert sharp["sharpness"] > 10
+
+
+def test_unknown_is_null_and_not_zero():
+    single = score(textured()[None], 16)
+    assert single["motion"] is None and single["duplicate_frame_share"] is None

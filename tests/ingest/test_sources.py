@@ -1,0 +1,113 @@
+import os
+
+import pytest
+
+from ingest.sources import (
+    Source,
+    SourceError,
+    check_readable,
+    check_unchanged,
+    fingerprint,
+    list_sources,
+    sha256_file,
+    unit_id,
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("b.mp4", "a.MKV", "notes.txt", ".hidden.mp4", "sub/c.webm", ".git/d.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path
+
+
+def names(sources, root):
+    return [os.path.relpath(source.uri, root) for source in sources]
+
+
+def test_folders_globs_and_files(tree):
+    assert names(list_sources([str(tree)]), tree) == ["a.MKV", "b.mp4", "sub/c.webm"]
+    assert names(list_sources([str(tree / "*.mp4")]), tree) == ["b.mp4"]
+    assert names(list_sources([str(tree / "**/*.webm")]), tree) == ["sub/c.webm"]
+    assert names(list_sources([str(tree / "notes.txt")]), tree) == ["notes.txt"]  # named, so wanted
+    assert names(list_sources([str(tree), str(tree / "b.mp4")]), tree)[1:] == ["b.mp4", "sub/c.webm"]
+    source = list_sources([str(tree / "b.mp4")])[0]
+    assert (source.bytes, source.uri) == (5, str(tree / "b.mp4"))
+
+
+def test_nothing_found_names_the_pattern(tree):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        list_sources([str(tree), str(tree / "nowhere")])
+    (tree / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty"):
+        list_sources([str(tree / "empty")])
+
+
+def test_loops_of_links_end_and_links_to_files_are_followed(tree):
+    (tree / "sub" / "loop").symlink_to(tree)
+    (tree / "gone.mp4").symlink_to(tree / "absent")
+    (tree / "link.mp4").symlink_to(tree / "b.mp4")
+    found = list_sources([str(tree)])
+    assert names(found, tree) == ["a.MKV", "b.mp4", "gone.mp4", "link.mp4", "sub/c.webm"]
+    assert fingerprint(found[2]) == ""
+
+
+def test_a_folder_called_like_a_video_is_listed_and_searched(tree):
+    (tree / "x.mp4").mkdir()
+    (tree / "x.mp4" / "inside.mp4").write_bytes(b"1")
+    assert "x.mp4" in names(list_sources([str(tree)]), tree)
+    assert "x.mp4/inside.mp4" in names(list_sources([str(tree)]), tree)
+
+
+def test_odd_names(tmp_path):
+    odd = [b"with space.mp4", b"quote'\".mp4", b"new\nline.mp4", b"-dash.mp4", b"\xff\xfe.mp4",
+           b"%d[1]*?.mp4", "ünï.mp4".encode(), b"a:b.mp4"]  # fmt: skip
+    for name in odd:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"x")
+    found = list_sources([str(tmp_path)])
+    assert sorted(os.fsencode(source.uri).rsplit(b"/", 1)[1] for source in found) == sorted(odd)
+    for source in found:
+        source.printable_uri.encode("utf-8")
+        assert fingerprint(source) == sha256_file(source.uri)
+        assert len(unit_id(source.uri, "", "", "")) == 64
+        assert list_sources([source.uri]) == [source]
+
+
+def test_readable_or_a_reason(tree):
+    def reason(path, **facts):
+        source = Source(uri=str(path), bytes=0, mtime_ns=0, **facts)
+        with pytest.raises(SourceError) as caught:
+            check_readable(source, 10)
+        return caught.value.error_class
+
+    (tree / "zero.mp4").write_bytes(b"")
+    (tree / "big.mp4").write_bytes(b"x" * 11)
+    os.mkfifo(tree / "fifo.mp4")
+    assert reason(tree / "zero.mp4") == "EmptyFile"
+    assert reason(tree / "big.mp4") == "TooLarge"
+    assert reason(tree / "fifo.mp4") == "NotAFile"
+    assert reason(tree) == "IsADirectoryError"
+    assert reason(tree / "absent.mp4") == "FileNotFoundError"
+    assert reason(tree / ("long" * 100)) == "OSError"
+    assert fingerprint(Source(uri=str(tree / "fifo.mp4"), bytes=0, mtime_ns=0)) == ""
+
+
+def test_a_changed_file_is_noticed(tree):
+    source = list_sources([str(tree / "b.mp4")])[0]
+    check_unchanged(source)
+    os.utime(source.uri, ns=(0, 0))
+    with pytest.raises(SourceError, match="Changed"):
+        check_unchanged(source)
+    os.unlink(source.uri)
+    with pytest.raises(SourceError, match="Vanished"):
+        check_unchanged(source)
+
+
+def test_unit_id_depends_on_every_part():
+    base = ("/a", "b", "c", "d")
+    ids = {unit_id(*base)} | {
+        unit_id(*(base[:i] + ("x",) + base[i + 1 :])) for i in range(len(base))
+    }
+    assert len(ids) == 5
