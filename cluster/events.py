@@ -1,54 +1,78 @@
-"""Events: one JSON object a line in the run's folder, and a board that Ray Train's workers post to.
+"""What happened, as it happens: a log of one JSON object a line, and a board where Ray Train workers post to the driver.
 
-The file is what survives; a viewer without a cluster reads it. The board carries events from workers to the driver, the only
-one that writes, and carries the wish to stop back to them.
+Workers never open the log or the tracker: they post, the driver drains and is the one writer.
 """
 
 import contextlib
 import json
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 
-POST_TIMEOUT_S = 60.0
+Event = Mapping[str, Any]
+Take = Callable[[Event], None]
+DRAIN_EVERY_S = 0.2
+ANSWER_TIMEOUT_S = 10.0
+JOIN_TIMEOUT_S = 60.0
 
 
 class EventLog:
-    """Appends events to a file; each line is flushed, so that a kill loses none that was written."""
+    """An append-only file of events; a torn last line of a killed writer is ended before the next event."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._end_half_line()
+        self._takers: list[Take] = []
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not _ends_whole(path):
+            with path.open("a") as file:
+                file.write("\n")
 
-    def emit(self, **fields: Any) -> None:
-        """Append one event with the time (seconds since the epoch)."""
-        line = json.dumps({"time": round(time.time(), 3), **fields}, ensure_ascii=False)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    def subscribe(self, take: Take) -> None:
+        """Hand every event from now on to `take` as well."""
+        self._takers.append(take)
 
-    def _end_half_line(self) -> None:
-        """Drop what a killed writer left of its last line: a later reader wants whole lines only."""
-        if not self._path.exists():
-            return
-        content = self._path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            with self._path.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
+    def emit(self, *, verb: str, event: str, **fields: Any) -> None:
+        """Append one event, with the time in UNIX seconds; raises OSError when the disk is full."""
+        row = {"time": round(time.time(), 3), "verb": verb, "event": event, **fields}
+        line = json.dumps(row, ensure_ascii=False, default=str) + "\n"
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
+        for take in self._takers:
+            take(row)
 
 
-class _Board:
-    """The actor behind a Board."""
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a log, skipping lines that a kill left torn."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    yield event
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, 2) == 0:
+            return True
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
+
+
+class _Notices:
+    """The Ray actor between workers and driver: events one way, the wish to stop the other."""
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._stop = False
 
-    def post(self, event: dict[str, Any]) -> bool:
-        self._events.append(event)
+    def post(self, events: list[dict[str, Any]]) -> bool:
+        self._events.extend(events)
         return self._stop
 
     def drain(self, *, stop: bool) -> list[dict[str, Any]]:
@@ -57,32 +81,59 @@ class _Board:
         return events
 
 
-class Board:
-    """Where workers post and the driver drains; `handle` travels to the workers."""
+def post(handle: Any, event: Event) -> bool:
+    """Post one event from a worker and return whether a stop was asked for.
 
-    def __init__(self) -> None:
-        self.handle: Any = ray.remote(num_cpus=0)(_Board).remote()
-
-    def drain(self, *, stop: bool) -> list[dict[str, Any]]:
-        """Return what was posted since the last call, and tell the workers whether to stop."""
-        return ray.get(self.handle.drain.remote(stop=stop), timeout=POST_TIMEOUT_S)
-
-    def close(self) -> None:
-        """End the actor."""
-        ray.kill(self.handle)
-
-
-@contextlib.contextmanager
-def board() -> Iterator[Board]:
-    """Open a board for the time of a with block."""
-    opened = Board()
+    A board that is gone or slow costs the worker some seconds, never its work: the answer is then False.
+    """
     try:
-        yield opened
-    finally:
-        with contextlib.suppress(Exception):
-            opened.close()
+        return bool(ray.get(handle.post.remote([dict(event)]), timeout=ANSWER_TIMEOUT_S))
+    except ray.exceptions.RayError:
+        return False
 
 
-def post(handle: Any, event: Mapping[str, Any]) -> bool:
-    """Post from a worker; returns whether a stop was asked for."""
-    return bool(ray.get(handle.post.remote(dict(event)), timeout=POST_TIMEOUT_S))
+class Board:
+    """The driver's end of a board: `handle` goes to the workers; needs an open session."""
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.handle: Any = ray.remote(num_cpus=0, max_restarts=0)(_Notices).remote()
+        self._stop = stop
+        self._failed: BaseException | None = None
+
+    def drain(self) -> list[dict[str, Any]]:
+        """Return what was posted since the last call, in each worker's order."""
+        wish = self._stop() or self._failed is not None
+        return ray.get(self.handle.drain.remote(stop=wish), timeout=ANSWER_TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def draining(self, take: Take) -> Iterator[None]:
+        """Hand events to `take` in a thread of its own; all that were posted are handed over before the block ends.
+
+        When `take` raises, the workers are asked to stop and the error is raised at the end of the block.
+        """
+        done = threading.Event()
+        thread = threading.Thread(target=self._loop, args=(take, done), name="board", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(JOIN_TIMEOUT_S)
+            with contextlib.suppress(Exception):
+                ray.kill(self.handle)
+        if self._failed is not None:
+            raise self._failed
+
+    def _loop(self, take: Take, done: threading.Event) -> None:
+        last = False
+        while not last:
+            last = done.wait(DRAIN_EVERY_S)
+            try:
+                events = self.drain()
+            except (ray.exceptions.RayError, ConnectionError):
+                continue
+            try:
+                for event in events:
+                    take(event)
+            except BaseException as error:  # noqa: BLE001  raised again by `draining`
+                self._failed = self._failed or error

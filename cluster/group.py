@@ -1,137 +1,97 @@
-"""A group of training workers: Ray Train places them, forms the process group and restarts it after a failure.
+"""A group of training workers: Ray Train places them, forms the process group and restarts it when a worker dies.
 
-What a restarted group continues from is not Ray's business: the worker function finds its own newest checkpoint.
+Checkpoints, metrics and resuming are the caller's (ray-and-mlflow.md 5: Ray's report is a barrier, its result no record). The
+trainer runs beside the main thread, because there it would replace the handler of Ctrl-C by its own.
 """
 
-import shutil
+import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.events import Board, board, post
+from cluster import resources
 
-POLL_S = 0.25
-Take = Callable[[Mapping[str, Any]], None]
-
-
-class TrainingFailed(RuntimeError):
-    """The group failed more often than it may; the message is the first line of the worker's error."""
-
-    exit_code = 1
+POLL_S = 0.2
+# What makes a start fast and quiet; Ray Train hands these on to its controller and workers.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """A worker's place: its rank among world_size, and a way to post events (true = a stop is asked for)."""
+    """A worker's place in its group."""
 
     rank: int
     world_size: int
-    post: Callable[[Mapping[str, Any]], bool]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """How many workers, what each needs, and how many failures the group survives."""
+class GroupFailed(RuntimeError):
+    """Training ended with an error on a worker, after the restarts that were allowed."""
 
-    num_workers: int
-    name: str
-    folder: Path
-    max_failures: int = 2
-    cpus_per_worker: float = 1.0
+
+def placed() -> Place:
+    """Return the calling worker's place; only inside a function run by `fit`."""
+    context = train.get_context()
+    return Place(rank=context.get_world_rank(), world_size=context.get_world_size())
 
 
 def fit(
-    work: Callable[[Any, Place], None],
-    told: Any,
+    function: Callable[[Mapping[str, Any]], None],
+    told: Mapping[str, Any],
     *,
-    group: Group,
-    take: Take,
-    stop: Callable[[], bool],
+    name: str,
+    folder: Path,
+    num_workers: int,
+    max_failures: int,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
 ) -> None:
-    """Run `work(told, place)` on every worker until all return, handing what they post to `take` here.
+    """Run `function(told)` on each of the workers until all return; gloo on CPUs, NCCL on GPUs.
 
-    Raises TrainingFailed. Ray's fit runs beside this thread, because it would take over Ctrl-C where it runs.
+    A dead worker restarts the whole group, at most `max_failures` times. Raises NotEnough before anything starts, GroupFailed
+    with the worker's own words, KeyboardInterrupt on the second Ctrl-C.
     """
-    _check(group)
-    with board() as opened:
-        ended = _Ended()
-        thread = threading.Thread(
-            target=ended.run, args=(_trainer(work, told, group, opened),), daemon=True
-        )
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_S)
-            for event in opened.drain(stop=stop()):
-                take(event)
-        for event in opened.drain(stop=False):
-            take(event)
-    shutil.rmtree(group.folder, ignore_errors=True)
-    if ended.error is not None:
-        raise TrainingFailed(_reason(ended.error)) from ended.error
-
-
-class _Ended:
-    """How the trainer's thread ended."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def run(self, trainer: TorchTrainer) -> None:
-        try:
-            self.error = trainer.fit().error
-        except Exception as error:  # noqa: BLE001  handed to the driver's thread, which raises it
-            self.error = error
-
-
-def _trainer(
-    work: Callable[[Any, Place], None], told: Any, group: Group, opened: Board
-) -> TorchTrainer:
-    return TorchTrainer(
-        _worker,
-        train_loop_config={"work": work, "told": told, "board": opened.handle},
+    need = resources.Need(num_cpus=num_cpus, num_gpus=num_gpus)
+    resources.fit(need, num_workers=num_workers)
+    trainer = TorchTrainer(
+        function,
+        train_loop_config=dict(told),
+        torch_config=TorchConfig(backend="nccl" if num_gpus else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=group.num_workers,
-            resources_per_worker={"CPU": group.cpus_per_worker},
+            num_workers=num_workers, use_gpu=bool(num_gpus), resources_per_worker=need.named
         ),
-        torch_config=TorchConfig(backend="gloo"),
         run_config=train.RunConfig(
-            # Ray resumes a run of the same name from its own snapshot; ours resumes from our checkpoints.
-            name=f"{group.name}-{time.time_ns()}",
-            storage_path=str(group.folder.resolve()),
-            failure_config=train.FailureConfig(max_failures=group.max_failures),
+            name=name,
+            storage_path=str(folder.resolve()),
+            failure_config=train.FailureConfig(max_failures=max_failures),
         ),
     )
+    os.environ.update(ENVIRONMENT)
+    failed: list[BaseException] = []
+    thread = threading.Thread(target=_fit, args=(trainer, failed), name="trainer", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+    if failed:
+        raise GroupFailed(_words(failed[0])) from failed[0]
 
 
-def _worker(config: Mapping[str, Any]) -> None:
-    context = train.get_context()
-    handle = config["board"]
-    place = Place(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        post=lambda event: post(handle, event),
-    )
-    config["work"](config["told"], place)
+def _fit(trainer: TorchTrainer, failed: list[BaseException]) -> None:
+    try:
+        trainer.fit()
+    except BaseException as error:  # noqa: BLE001  raised again in the main thread
+        failed.append(error)
 
 
-def _check(group: Group) -> None:
-    needed = group.num_workers * group.cpus_per_worker
-    there = ray.cluster_resources().get("CPU", 0.0)
-    if needed > there:
-        raise TrainingFailed(
-            f"{group.num_workers} workers need {needed:.0f} CPUs and the cluster has {there:.0f}; "
-            "next: lower num_workers"
-        )
-
-
-def _reason(error: Exception) -> str:
-    """Return the last line of the innermost error: Ray wraps a worker's exception in layers of text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _words(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -40,8 +40,6 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_raylet_start_wait_time_s": "150",
-    # The default hides the GPUs from actors that ask for none, and says so on the terminal.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -86,8 +84,8 @@ def _embedded(cluster: Cluster) -> Iterator[None]:
     clean_stale()
     with _folder() as folder:
         token = folder / "token"
-        with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
         settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         with _environment({**ENVIRONMENT, **settings, "PYTHONPATH": _python_path()}):
             os.environ.pop("RAY_AUTH_TOKEN", None)
@@ -188,7 +186,7 @@ def _folder() -> Iterator[Path]:
 def _temporary() -> Path:
     folder = Path(tempfile.gettempdir())
     fits = len(str(folder / PREFIX)) + 8 <= MAX_FOLDER_CHARS
-    return folder if fits else Path("/tmp")  # noqa: S108  a long path would break Ray's sockets
+    return folder if fits else Path("/tmp")
 
 
 def clean_stale() -> list[Path]:

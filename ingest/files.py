@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ingest.shards import storage_error, sync_folder
@@ -26,7 +26,8 @@ def atomic_write(path: Path, data: bytes) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # never there, or the disk is gone: the first error is the one
+            temporary.unlink()
         raise storage_error(error, path) from error
 
 

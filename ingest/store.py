@@ -19,7 +19,7 @@ from ingest.tables import NotATable, Table
 
 SCHEMA_VERSION = "1"
 LEDGER, CAPTIONS = Path("ledger"), Path("annotations") / "captions"
-KNOWN_NAMES = frozenset(("ledger", "annotations", "data", "views", "tags.json"))
+KNOWN_NAMES = frozenset(("ledger", "annotations", "data", "views", "runs", "tags.json"))
 
 
 class NotADataset(ValueError):

@@ -4,12 +4,15 @@ Ray Train places the workers, forms the process group and restarts the group whe
 in our own checkpoints, the same ones that a new run of the same recipe continues from.
 """
 
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.group import Group, fit
+from cluster.events import Board, post
+from cluster.group import fit, placed
 from cluster.session import Cluster
 from ingest.store import Dataset
 from ingest.views import View
@@ -175,18 +178,24 @@ def _spec(config: Config, dataset: Dataset, base: weights.Loaded | None) -> weig
 def _fit(config: Config, job: training.Job, context: Context, recorder: Recorder) -> None:
     """Run the worker group and record what it posts until it ends."""
     recorder.stage(f"{config.role}: starting {config.num_workers} workers")
-    fit(
-        training.train,
-        job,
-        group=Group(
+    folder = config.out / "ray-train"
+    board = Board(stop=lambda: context.stop.requested)
+    with board.draining(lambda event: _take(event, config, recorder)):
+        fit(
+            _worker,
+            {"job": job, "board": board.handle},
+            # Ray resumes a run of the same name from its own notes; ours resumes from our checkpoints.
+            name=f"{VERB}-{config.role}-{time.time_ns()}",
+            folder=folder,
             num_workers=config.num_workers,
-            name=f"{VERB}-{config.role}",
-            folder=config.out / "ray-train",
             max_failures=config.max_failures,
-        ),
-        take=lambda event: _take(event, config, recorder),
-        stop=lambda: context.stop.requested,
-    )
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _worker(told: Mapping[str, Any]) -> None:
+    """Do one worker's part."""
+    training.train(told["job"], placed(), lambda event: post(told["board"], event))
 
 
 def _take(event: Mapping[str, Any], config: Config, recorder: Recorder) -> None:

@@ -8,7 +8,7 @@ under a temporary name and renames it, so that a kill leaves the previous one wh
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from models.ema import EMA
 from pipelines import weights
 
 KEPT = 2
+Post = Callable[[Mapping[str, Any]], bool]
 NUM_PROBES = 8
 
 
@@ -70,7 +71,7 @@ class Job:
     px: int
 
 
-def train(job: Job, place: Place) -> None:
+def train(job: Job, place: Place, post: Post) -> None:
     """Train from the newest checkpoint, or from the start, to the last step.
 
     Rank 0 posts each step and hears whether a stop was asked for; stopping saves first.
@@ -83,13 +84,13 @@ def train(job: Job, place: Place) -> None:
         batches = iter(stream)
         if done == 0 and place.rank == 0:
             state.loss_first = state.probe(averaged=False)
-            place.post({"event": "probe", "step": 0, "loss": state.loss_first})
+            post({"event": "probe", "step": 0, "loss": state.loss_first})
         for step in range(done, job.steps):
             started_s = time.monotonic()
             batch = next(batches)
             waited_s = time.monotonic() - started_s
             numbers = state.step(batch, step)
-            stop = place.rank == 0 and place.post(
+            stop = place.rank == 0 and post(
                 {"event": "step", "step": step + 1, "data_wait_s": waited_s, **numbers}
             )
             stop = _agreed(stop, place)
@@ -100,7 +101,7 @@ def train(job: Job, place: Place) -> None:
                 return
     if place.rank == 0:
         loss_last = state.probe(averaged=True)
-        place.post({"event": "probe", "step": job.steps, "loss": loss_last})
+        post({"event": "probe", "step": job.steps, "loss": loss_last})
         state.publish(loss_last)
 
 
