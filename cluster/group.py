@@ -4,7 +4,6 @@ Checkpoints, metrics and resuming are the caller's (ray-and-mlflow.md 5: Ray's r
 trainer runs beside the main thread, because there it would replace the handler of Ctrl-C by its own.
 """
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,13 +16,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster import resources
 
 POLL_S = 0.2
-# What makes a start fast and quiet; Ray Train hands these on to its controller and workers.
-ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +67,6 @@ def fit(
             failure_config=train.FailureConfig(max_failures=max_failures),
         ),
     )
-    os.environ.update(ENVIRONMENT)
     failed: list[BaseException] = []
     thread = threading.Thread(target=_fit, args=(trainer, failed), name="trainer", daemon=True)
     thread.start()

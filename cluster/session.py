@@ -40,7 +40,15 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_raylet_start_wait_time_s": "150",
+    # Ray Train hands these on to its controller and workers: it looks twice a second instead of every two seconds, waits
+    # for slow imports, and does not watch itself through the dashboard that we do not start.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+# For the embedded one: after a kill -9 of the driver its agents look for their head this long, not a minute.
+EMBEDDED = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -86,8 +94,8 @@ def _embedded(cluster: Cluster) -> Iterator[None]:
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        with _environment({**ENVIRONMENT, **settings, "PYTHONPATH": _python_path()}):
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        with _environment({**ENVIRONMENT, **EMBEDDED, **own, "PYTHONPATH": _python_path()}):
             os.environ.pop("RAY_AUTH_TOKEN", None)
             with _connected(cluster.address, **_shape(cluster, folder)):
                 yield

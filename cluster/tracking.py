@@ -1,360 +1,359 @@
-"""Tracking in MLflow: one writer, on the driver; workers never talk to it.
+"""The experiment tracker: the only MLflow, and the only writer to it, on the driver.
 
-Everything is an operation that is either carried out or spooled to a file and replayed later, in order, so that an absent store
-never stops or slows a run. The embedded store is sqlite at an absolute path (ray-and-mlflow.md 9).
+Records go to a spool and from there to the store by a thread, in batches. A store that is away costs a warning and no run:
+the spool is sent when it is back, by this process or by the next one. Sending twice changes nothing.
 """
 
+import hashlib
+import itertools
 import json
 import logging
 import os
+import threading
 import time
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
-# Before the import: MLflow reads these once. A store that is away must cost seconds, not minutes.
-for _name, _value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-import mlflow  # noqa: E402
-from mlflow.data.dataset_source_registry import resolve_dataset_source  # noqa: E402
-from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
+from cluster.spool import Record, Spool, flat, leftovers, without_secrets
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-FLUSH_EVERY_S = 2.0
-RETRY_EVERY_S = 15.0
-BATCH = 1000
-PARAM_BATCH = 100
-PARAM_CHARS = 6000
-Operation = dict[str, Any]
+Warn = Callable[[str], None]
+LOCAL = "local-"
+LOCAL_TAG = "kinoray.local_id"
+PARENT_TAG = "mlflow.parentRunId"
+SEND_EVERY_S = 2.0
+RETRY_AFTER_S = 20.0
+END_TIMEOUT_S = 5.0
+RECORDS_A_PORTION = 200
+METRICS_A_BATCH = 1000
+ENTRIES_A_BATCH = 100
+MAX_PARAM_CHARS = 6000
+MAX_TAG_CHARS = 5000
+MAX_DIGEST_CHARS = 36
+# The store understood and said no; sending again would not help. Everything else means that it is away.
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 def embedded_uri(folder: Path) -> str:
-    """Return the tracking URI of the store inside `folder`."""
-    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-
-
-def without_secrets(uri: str) -> str:
-    """Return a URI without its user and password, fit to be shown and stored."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield nested values as (a.b.c, text)."""
-    for key, value in table.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, Mapping):
-            yield from flatten(value, name)
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            yield name, text if len(text) <= PARAM_CHARS else text[: PARAM_CHARS - 1] + "…"
+    """Return the URI of the embedded store in a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder.resolve()}/mlflow.db"
 
 
 class Tracker:
-    """The one connection to a store; `warn` is told once when the store is away."""
+    """Starts runs in the store at `uri`; never raises for a store that is away, says so once through `warn`."""
 
-    def __init__(
-        self, uri: str, spool: Path, warn: Callable[[str], None] = lambda _text: None
-    ) -> None:
-        self.uri = uri
-        self._spool = _Spool(spool)
-        self._warn = warn
-        self._warned = False
-        self._next_try_s = 0.0
+    def __init__(self, uri: str, spool: Path, warn: Warn = lambda _text: None) -> None:
+        self._uri, self._folder, self._warn = uri, spool, warn
         self._store: _Store | None = None
+        self._runs: list[Run] = []
+        self._warned = False
+        self._nudge = threading.Event()
+        self._retry_at_s = 0.0
+        self._thread: threading.Thread | None = None
 
     def start(
         self,
         name: str,
         *,
         experiment: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, Any],
         parent_id: str = "",
         run_id: str = "",
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> "Run":
-        """Begin a run, or go on with `run_id`; the run has an id even while the store is away."""
-        if run_id:
-            self.do({"op": "resume", "run": run_id})
-            return Run(self, run_id, resumed=True)
-        local = uuid.uuid4().hex
-        self.do(
-            {
-                "op": "start",
-                "run": local,
-                "name": name,
-                "experiment": experiment,
-                "parent": parent_id,
-                "tags": dict(tags),
-                "params": dict(flatten(params)),
-                "time": _now_ms(),
-            }
-        )
-        return Run(self, local, resumed=False)
+        """Start a run, or take up `run_id` again; without its store the run has an id that begins with "local-"."""
+        told = {"name": name, "experiment": experiment, "parent_id": parent_id}
+        opening: Record = {"do": "start", "time_ms": _now_ms(), **told}
+        found = self._tried(lambda store: store.open(opening, run_id or ""))
+        run = Run(self, self._spool(found or run_id or f"{LOCAL}{uuid.uuid4().hex}"))
+        if not found:
+            run.record(opening)
+        run.resumed = bool(run_id)
+        run.set_tags(tags or {})
+        run.log_params(params or {})
+        self._runs.append(run)
+        if self._thread is None:
+            self._runs += [Run(self, spool, ended=True) for spool in leftovers(self._folder)]
+            self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
+            self._thread.start()
+        return run
 
-    def real_id(self, run: str) -> str:
-        """Return the store's id of a run begun here, or the local one while the store does not know it."""
-        return self._spool.real(run)
+    def warn_once(self, error: BaseException) -> None:
+        """Say that the store is away, the first time."""
+        if not self._warned:
+            self._warned = True
+            lines = without_secrets(str(error)).strip().splitlines() or [type(error).__name__]
+            self._warn(
+                f"the tracking store {without_secrets(self._uri)} does not answer ({lines[0][:200]}); "
+                f"records are kept in {self._folder} and sent when it does"
+            )
 
-    def last_step(self, run: str, key: str) -> int:
-        """Return the last step the store has of a metric, -1 when it has none or is away."""
-        if self._store is None or self._spool.holds_any():
-            return -1
+    def hurry(self) -> None:
+        """Send now."""
+        self._retry_at_s = 0.0
+        self._nudge.set()
+
+    def _spool(self, run_id: str) -> Spool:
         try:
-            return self._store.last_step(self._spool.real(run), key)
-        except Exception:  # noqa: BLE001  reading is a convenience; the write that follows will spool
-            return -1
+            return Spool(self._folder, run_id)
+        except BlockingIOError:
+            # Another process has the same run open; both write to the store, each from its own file.
+            return Spool(self._folder / f"beside-{os.getpid()}", run_id)
 
-    def do(self, operation: Operation) -> None:
-        """Carry an operation out now, or spool it; never raises because of the store."""
-        self._spool.add(operation)
-        if time.monotonic() >= self._next_try_s:
-            self.replay()
-        else:
-            self._spool.keep()
-
-    def replay(self) -> bool:
-        """Carry out what is spooled, in order; returns whether nothing is left."""
+    def _tried(self, ask: Callable[["_Store"], Any]) -> Any:
+        """Ask the store, or return None when it is away."""
+        if time.monotonic() < self._retry_at_s:
+            return None
         try:
-            self._store = self._store or _Store(self.uri)
-            for operation in self._spool.waiting():
-                self._store.carry_out(operation, self._spool)
-                self._spool.done()
-        except Exception as error:  # noqa: BLE001  whatever the store says, the run goes on
-            self._next_try_s = time.monotonic() + RETRY_EVERY_S
-            self._spool.keep()
-            if not self._warned:
-                self._warned = True
-                cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                where = without_secrets(self.uri)
-                self._warn(
-                    f"tracking: {where} is away ({cause[:200]}); keeping a spool, the run goes on"
-                )
-            return False
-        return True
+            if self._store is None:
+                self._store = _Store(self._uri)
+            return ask(self._store)
+        except Exception as error:  # noqa: BLE001  whatever a store's driver raises: the run goes on
+            self._retry_at_s = time.monotonic() + RETRY_AFTER_S
+            self.warn_once(error)
+            return None
+
+    def _loop(self) -> None:
+        while True:
+            self._nudge.wait(SEND_EVERY_S)
+            self._nudge.clear()
+            for run in list(self._runs):
+                if self._tried(lambda store, run=run: _send(store, run, self._warn)) and run.ended:
+                    self._runs.remove(run)
+                    run.close()
 
 
 class Run:
-    """A run in the tracker: numbers are buffered and written every two seconds and at the end."""
+    """One run on record; every call returns at once."""
 
-    def __init__(self, tracker: Tracker, run: str, *, resumed: bool) -> None:
-        self._tracker, self._run, self._resumed = tracker, run, resumed
-        self._buffer: list[tuple[str, float, int, int]] = []
-        self._flushed_s = time.monotonic()
-        self._last: dict[str, int] = {}
+    def __init__(self, tracker: Tracker, spool: Spool, *, ended: bool = False) -> None:
+        self.id = spool.run_id
+        self.stored_id = "" if self.id.startswith(LOCAL) else self.id
+        self.spool, self.ended, self.resumed = spool, ended, ended
+        self._tracker = tracker
+        self._closed = threading.Event()
 
-    @property
-    def id(self) -> str:
-        """The store's id of the run, or a local one while the store is away."""
-        return self._tracker.real_id(self._run)
-
-    def log_metrics(self, numbers: Mapping[str, float], step: int) -> None:
-        """Record numbers at a step; a step that a resumed run already has is not written twice."""
-        for key, value in numbers.items():
-            if self._resumed and step <= self._known(key):
-                continue
-            self._buffer.append((key, float(value), step, _now_ms()))
-        if len(self._buffer) >= BATCH or time.monotonic() - self._flushed_s >= FLUSH_EVERY_S:
-            self.flush()
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record parameters; nested ones with dotted names."""
-        self._tracker.do({"op": "params", "run": self._run, "params": dict(flatten(params))})
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers at a step; the same number at the same step is recorded once."""
+        values = {name: float(value) for name, value in metrics.items()}
+        self.record({"do": "metrics", "time_ms": _now_ms(), "step": step, "values": values})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        self._tracker.do({"op": "tags", "run": self._run, "tags": dict(tags)})
+        """Set tags, replacing those of the same name."""
+        if tags:
+            self.record({"do": "tags", "values": flat(tags)})
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record settings under dotted names; a longer value than the store takes ends with its digest."""
+        if params:
+            self.record({"do": "params", "values": flat(params)})
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Copy a file to the run's artifacts."""
-        operation = {
-            "op": "artifact",
-            "run": self._run,
-            "path": str(path.resolve()),
-            "folder": folder,
-        }
-        self._tracker.do(operation)
+        """Record a small file; it is read when it is sent."""
+        self.record({"do": "artifact", "path": str(path.resolve()), "folder": folder})
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Record which dataset version the run read or made."""
-        operation = {"op": "dataset", "run": self._run, "name": name, "digest": digest}
-        self._tracker.do({**operation, "source": without_secrets(source), "context": context})
-
-    def flush(self) -> None:
-        """Write the buffered numbers."""
-        for first in range(0, len(self._buffer), BATCH):
-            part = self._buffer[first : first + BATCH]
-            self._tracker.do(
-                {"op": "metrics", "run": self._run, "metrics": [list(m) for m in part]}
-            )
-        self._buffer = []
-        self._flushed_s = time.monotonic()
+        """Record that the run used a dataset: lineage by digest."""
+        told = {"name": name, "digest": digest, "source": without_secrets(source)}
+        self.record({"do": "dataset", "context": context, **told})
 
     def end(self, status: Status) -> None:
-        """End the run."""
-        self.flush()
-        self._tracker.do({"op": "end", "run": self._run, "status": status, "time": _now_ms()})
+        """End the run and wait some seconds for the store to have all of it."""
+        if self.ended:
+            return
+        self.record({"do": "end", "time_ms": _now_ms(), "status": status})
+        self.ended = True
+        self._tracker.hurry()
+        self._closed.wait(END_TIMEOUT_S)
 
-    def _known(self, key: str) -> int:
-        if key not in self._last:
-            self._last[key] = self._tracker.last_step(self._run, key)
-        return self._last[key]
+    def record(self, record: Record) -> None:
+        """Put one record on its way."""
+        try:
+            self.spool.append(record)
+        except (OSError, ValueError) as error:
+            self._tracker.warn_once(error)
+
+    def close(self) -> None:
+        """Give up the spool; the store has everything."""
+        self.spool.close()
+        self._closed.set()
 
 
-class _Spool:
-    """Operations that wait, in order, and the ids the store gave; in files only while the store is away."""
+def _send(store: "_Store", run: Run, warn: Warn) -> bool:
+    """Send what waits and return True; raises when the store is away."""
+    waiting = run.spool.waiting()
+    if waiting and not run.stored_id:
+        opening = next((r for r in waiting if r["do"] == "start"), {"do": "start", "name": "run"})
+        run.stored_id = store.open(opening, run.id)
+    for kind, group in itertools.groupby(waiting, key=lambda record: record["do"]):
+        for some in _portions(kind, list(group)):
+            try:
+                store.send(run.stored_id, kind, some, again=run.resumed)
+            except Exception as error:
+                if not _hopeless(error):
+                    raise
+                warn(f"the tracking store refused {kind}: {without_secrets(str(error))[:200]}")
+            run.spool.confirm(len(some))
+    return True
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        # A file for each process: two runs at once must not interleave. What a dead process left is adopted.
-        self._path = folder / f"{os.getpid()}.jsonl"
-        self._ids_path = folder / "ids.json"
-        self._ids: dict[str, str] = _read_ids(self._ids_path)
-        self._waiting: list[Operation] = _adopted(folder)
-        if self._waiting:
-            self.keep()
 
-    def add(self, operation: Operation) -> None:
-        self._waiting.append(operation)
+def _portions(kind: str, records: list[Record]) -> list[list[Record]]:
+    size = RECORDS_A_PORTION if kind == "metrics" else 1
+    return [records[start : start + size] for start in range(0, len(records), size)]
 
-    def waiting(self) -> list[Operation]:
-        return list(self._waiting)
 
-    def holds_any(self) -> bool:
-        return bool(self._waiting)
-
-    def done(self) -> None:
-        self._waiting.pop(0)
-        if not self._waiting:
-            self._path.unlink(missing_ok=True)
-
-    def keep(self) -> None:
-        """Write what waits, whole: a later process reads it."""
-        _replace(self._path, "".join(json.dumps(o) + "\n" for o in self._waiting))
-
-    def learn(self, local: str, real: str) -> None:
-        self._ids[local] = real
-        _replace(self._ids_path, json.dumps(self._ids))
-
-    def real(self, run: str) -> str:
-        return self._ids.get(run, run)
+def _hopeless(error: Exception) -> bool:
+    return getattr(error, "error_code", "") in REFUSALS or isinstance(error, FileNotFoundError)
 
 
 class _Store:
-    """The operations, in MLflow's terms."""
+    """MLflow's client behind the few calls that we need; not for more than one thread at a time."""
 
     def __init__(self, uri: str) -> None:
-        for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # MLflow takes seconds to import: only a process that has something to record pays for it.
+        from mlflow import entities
+        from mlflow.tracking import MlflowClient
+
+        for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        if uri.startswith("sqlite:///"):
-            self._root: Path | None = Path(uri.removeprefix("sqlite:///")).parent
-            self._root.mkdir(parents=True, exist_ok=True)
-        else:
-            self._root = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._client = mlflow.MlflowClient(tracking_uri=uri)
-            self._experiments = {e.name: e.experiment_id for e in self._client.search_experiments()}
+        self._lock = threading.RLock()
+        self._entities = entities
+        self._artifacts = _artifact_uri(uri)
+        self._client: Any = MlflowClient(tracking_uri=uri)
+        self._seen: dict[tuple[str, str], set[tuple[int, float]]] = {}
 
-    def last_step(self, run: str, key: str) -> int:
-        return max((m.step for m in self._client.get_metric_history(run, key)), default=-1)
-
-    def carry_out(self, operation: Operation, spool: _Spool) -> None:
-        """Do one operation; doing it twice changes nothing."""
-        if operation["op"] == "start":
-            self._start(operation, spool)
-            return
-        run = spool.real(operation["run"])
-        getattr(self, f"_{operation['op']}")(run, operation)
-
-    def _start(self, operation: Operation, spool: _Spool) -> None:
-        tags = {
-            **operation["tags"],
-            "mlflow.runName": operation["name"],
-            "kinoray.run": operation["run"],
-        }
-        if operation["parent"]:
-            tags["mlflow.parentRunId"] = spool.real(operation["parent"])
-        experiment = self._experiment(operation["experiment"])
-        run = self._client.create_run(
-            experiment, start_time=operation["time"], tags=tags
-        ).info.run_id
-        spool.learn(operation["run"], run)
-        self._params(run, operation)
+    def open(self, opening: Record, run_id: str) -> str:
+        """Return the run of that id, or with that local id, set running again; a new one when there is none."""
+        with self._lock:
+            experiment_id = self._experiment(opening.get("experiment") or "Default")
+            found = self._known(run_id, experiment_id)
+            if found:
+                self._client.update_run(found, status="RUNNING")
+                return found
+            tags = {LOCAL_TAG: run_id} if run_id.startswith(LOCAL) else {}
+            parent = self._known(opening.get("parent_id", ""), experiment_id)
+            if parent:
+                tags[PARENT_TAG] = parent
+            made = self._client.create_run(
+                experiment_id,
+                start_time=opening.get("time_ms"),
+                run_name=opening["name"],
+                tags=tags,
+            )
+            return made.info.run_id
 
     def _experiment(self, name: str) -> str:
-        if name not in self._experiments:
-            place = (self._root / "artifacts").as_uri() if self._root else None
-            self._experiments[name] = self._client.create_experiment(name, artifact_location=place)
-        return self._experiments[name]
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        return self._client.create_experiment(name, artifact_location=self._artifacts)
 
-    def _resume(self, run: str, _operation: Operation) -> None:
-        self._client.update_run(run, status="RUNNING")
+    def _known(self, run_id: str, experiment_id: str) -> str:
+        """Return the store's id of a run known by its own or its local id, "" when the store has no such run."""
+        if run_id.startswith(LOCAL):
+            query = f"tags.`{LOCAL_TAG}` = '{run_id}'"
+            found = self._client.search_runs([experiment_id], query, max_results=1)
+            return found[0].info.run_id if found else ""
+        if not run_id:
+            return ""
+        try:
+            run = self._client.get_run(run_id)
+        except Exception as error:
+            if _hopeless(error):
+                return ""
+            raise
+        return run_id if run.info.lifecycle_stage == "active" else ""
 
-    def _params(self, run: str, operation: Operation) -> None:
-        params = [Param(key, value) for key, value in operation["params"].items()]
-        for first in range(0, len(params), PARAM_BATCH):
-            self._client.log_batch(run, params=params[first : first + PARAM_BATCH])
+    def send(self, run_id: str, kind: str, records: Sequence[Record], *, again: bool) -> None:
+        """Write records of one kind; `again` when some of them may be there already."""
+        with self._lock:
+            if kind == "metrics":
+                self._metrics(run_id, records, again=again)
+                return
+            for record in records:
+                getattr(self, f"_{kind}")(run_id, record)
 
-    def _metrics(self, run: str, operation: Operation) -> None:
-        metrics = [
-            Metric(key, value, moment, step) for key, value, step, moment in operation["metrics"]
+    def _start(self, run_id: str, record: Record) -> None:
+        """Nothing to write: the run was made when it was opened."""
+
+    def _metrics(self, run_id: str, records: Sequence[Record], *, again: bool) -> None:
+        rows = []
+        for record in records:
+            for name, value in record["values"].items():
+                seen = self._logged(run_id, name, again=again)
+                if (record["step"], value) not in seen:
+                    seen.add((record["step"], value))
+                    rows.append(
+                        self._entities.Metric(name, value, record["time_ms"], record["step"])
+                    )
+        for start in range(0, len(rows), METRICS_A_BATCH):
+            self._client.log_batch(run_id, metrics=rows[start : start + METRICS_A_BATCH])
+
+    def _logged(self, run_id: str, name: str, *, again: bool) -> set[tuple[int, float]]:
+        key = (run_id, name)
+        if key not in self._seen:
+            history = self._client.get_metric_history(run_id, name) if again else ()
+            self._seen[key] = {(metric.step, metric.value) for metric in history}
+        return self._seen[key]
+
+    def _tags(self, run_id: str, record: Record) -> None:
+        tags = [
+            self._entities.RunTag(name, text[:MAX_TAG_CHARS])
+            for name, text in record["values"].items()
         ]
-        self._client.log_batch(run, metrics=metrics)
+        for start in range(0, len(tags), ENTRIES_A_BATCH):
+            self._client.log_batch(run_id, tags=tags[start : start + ENTRIES_A_BATCH])
 
-    def _tags(self, run: str, operation: Operation) -> None:
-        self._client.log_batch(run, tags=[RunTag(k, v) for k, v in operation["tags"].items()])
+    def _params(self, run_id: str, record: Record) -> None:
+        params = [
+            self._entities.Param(name, _shortened(text)) for name, text in record["values"].items()
+        ]
+        for start in range(0, len(params), ENTRIES_A_BATCH):
+            self._client.log_batch(run_id, params=params[start : start + ENTRIES_A_BATCH])
 
-    def _artifact(self, run: str, operation: Operation) -> None:
-        if Path(operation["path"]).exists():
-            self._client.log_artifact(run, operation["path"], operation["folder"] or None)
+    def _artifact(self, run_id: str, record: Record) -> None:
+        if not Path(record["path"]).exists():
+            raise FileNotFoundError(f"{record['path']}: not there any more")
+        self._client.log_artifact(run_id, record["path"], record["folder"] or None)
 
-    def _dataset(self, run: str, operation: Operation) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            source = resolve_dataset_source(operation["source"])
-        dataset = MetaDataset(source, name=operation["name"], digest=operation["digest"][:36])
-        tags = [InputTag("mlflow.data.context", operation["context"])]
-        entity = dataset._to_mlflow_entity()  # noqa: SLF001  the only way from a dataset to a client's call
-        self._client.log_inputs(run, datasets=[DatasetInput(entity, tags)])
+    def _dataset(self, run_id: str, record: Record) -> None:
+        source = json.dumps({"uri": record["source"]})
+        dataset = self._entities.Dataset(
+            record["name"], record["digest"][:MAX_DIGEST_CHARS], "local", source
+        )
+        tags = [
+            self._entities.InputTag("mlflow.data.context", record["context"]),
+            self._entities.InputTag("kinoray.digest", record["digest"]),
+        ]
+        self._client.log_inputs(run_id, [self._entities.DatasetInput(dataset, tags)])
 
-    def _end(self, run: str, operation: Operation) -> None:
-        self._client.set_terminated(run, operation["status"], operation["time"])
+    def _end(self, run_id: str, record: Record) -> None:
+        self._client.set_terminated(run_id, record["status"], record["time_ms"])
+
+
+def _artifact_uri(uri: str) -> str | None:
+    """Return where the embedded store keeps artifacts, beside its file; a server decides by itself."""
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else (Path(path).resolve().parent / "artifacts").as_uri()
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_PARAM_CHARS:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text[: MAX_PARAM_CHARS - 100]}... ({len(text)} characters, sha256 {digest})"
 
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def _read_ids(path: Path) -> dict[str, str]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _adopted(folder: Path) -> list[Operation]:
-    """Return what dead processes left, oldest first, and take their files away."""
-    operations: list[Operation] = []
-    for path in sorted(folder.glob("*.jsonl"), key=lambda p: p.stat().st_mtime):
-        if path.stem.isdigit() and not Path(f"/proc/{path.stem}").exists():
-            operations += [
-                json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
-            ]
-            path.unlink()
-    return operations

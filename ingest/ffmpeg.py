@@ -24,13 +24,14 @@ from ingest.sources import SourceError
 
 GLOBAL = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "repeat+level+info")
 PROTOCOLS = "file,pipe"
+SOURCE_PLACE = "source"
 DEMUXERS = (
     "aac,asf,av1,avi,dv,flv,h264,hevc,ivf,m4v,matroska,mov,mp3,mpeg,mpegts,mpegvideo,mxf,nut,obu,"
     "ogg,rm,vc1,wav,webm,yuv4mpegpipe"
 )
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
 MATRICES = ("bt709", "bt470bg", "smpte170m", "fcc", "smpte240m", "bt2020nc", "bt2020c", "gbr")
-SCALE_FLAGS = "area+accurate_rnd+full_chroma_int+bitexact"
+SCALE_FLAGS = "area+accurate_rnd+bitexact"
 PROBE_TIMEOUT_S = 120.0
 ENCODE_TIMEOUT_S = 600.0
 
@@ -92,10 +93,9 @@ def limit(pid: int, prep: Prep) -> None:
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 
 
-def _input(uri: str, prep: Prep) -> Any:
-    # file: keeps a leading dash, a colon or a percent sign in a name from meaning anything.
+def _input(prep: Prep) -> Any:
     return ffmpeg.input(
-        f"file:{uri}",
+        SOURCE_PLACE,
         protocol_whitelist=PROTOCOLS,
         format_whitelist=DEMUXERS,
         max_pixels=prep.max_pixels,
@@ -104,6 +104,13 @@ def _input(uri: str, prep: Prep) -> Any:
         copyts=None,
         reinit_filter=0,
     )
+
+
+def _command(output: Any, uri: str) -> list[str]:
+    # file: keeps a leading dash, a colon or a percent sign in a name from meaning anything. The
+    # name joins last, because the graph library takes only valid Unicode.
+    args = [f"file:{uri}" if arg == SOURCE_PLACE else arg for arg in ffmpeg.get_args(output)]
+    return [executable(), *GLOBAL, *args]
 
 
 def plain(line: str) -> str:
@@ -118,9 +125,9 @@ def _reason(log: str) -> str:
 
 def probe(uri: str, prep: Prep) -> VideoInfo:
     """Choose the largest real video stream and decode its first frame; raises SourceError."""
-    pads = _input(uri, prep)["V"]
-    args = ffmpeg.output(pads, "pipe:1", f="framecrc", vf="showinfo=checksum=0", **{"frames:v": 1})
-    command = [executable(), *GLOBAL, *ffmpeg.get_args(args)]
+    pads = _input(prep)["V"]
+    show = {"vf": "showinfo=checksum=0", "frames:v": 1}
+    command = _command(ffmpeg.output(pads, "pipe:1", f="framecrc", **show), uri)
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -184,7 +191,7 @@ def _colour_words(log: str, stream_index: int) -> list[str]:
 
 def decode_command(uri: str, info: VideoInfo, prep: Prep, size: tuple[int, int]) -> list[str]:
     """Arguments that write `size` rgb24 frames at the contract's rate to the standard output."""
-    frames = _input(uri, prep)[str(info.stream_index)].filter("showinfo", checksum=0)
+    frames = _input(prep)[str(info.stream_index)].filter("showinfo", checksum=0)
     if info.interlaced:
         frames = frames.filter("bwdif", mode="send_frame", deint="interlaced")
     frames = (
@@ -194,7 +201,7 @@ def decode_command(uri: str, info: VideoInfo, prep: Prep, size: tuple[int, int])
         .filter("setsar", 1)
     )
     output = frames.output("pipe:1", f="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
-    return [executable(), *GLOBAL, *ffmpeg.get_args(output)]
+    return _command(output, uri)
 
 
 def encode(

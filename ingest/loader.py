@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ingest.decode import payload_frames
@@ -141,7 +142,8 @@ class ClipStream:
         return positions, indices, [self._pool.submit(self._clip, index) for index in indices]
 
     def _batch(self, positions: list[int], indices: list[int], clips: list[np.ndarray]) -> Batch:
-        rows = self._clips.select(["clip_id", "caption"]).take(indices).to_pylist()
+        taken = pa.array(indices, pa.int64())
+        rows = self._clips.select(["clip_id", "caption"]).take(taken).to_pylist()
         # A rank may have no slot of a small global batch: it still takes part in the step.
         empty = np.empty((0, 0, self._height, self._width, 3), np.uint8)
         frames_BTHWC = np.stack(clips) if clips else empty

@@ -4,6 +4,8 @@ A thread drains ffmpeg's log all the while (a full pipe would stop the decoder) 
 base, the first pts, counts and the first complaint; the frames come through the other pipe.
 """
 
+import contextlib
+import fcntl
 import os
 import re
 import select
@@ -27,6 +29,7 @@ _FRAME = re.compile(rb"\] n: *\d+ pts: *(-?\d+) ")
 _TRANSFER = re.compile(rb"color_trc:(\S+)")
 _ERROR = re.compile(rb"\[(?:error|fatal)\]")
 _DAMAGED = re.compile(rb"corrupt decoded frame|concealing \d+ ")
+PIPE_BYTES = 1 << 20
 LAST_WORDS_S = 20.0  # how long the log may trail the first frame, or the exit trail the last
 
 
@@ -121,6 +124,8 @@ class Reading:
     def __iter__(self) -> Iterator[np.ndarray]:
         fd = self._out.fileno()
         os.set_blocking(fd, False)
+        with contextlib.suppress(PermissionError):  # past the user's share of pipe memory
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while True:

@@ -124,7 +124,7 @@ class ShardWriter:
         """Add one clip: a mapping of the payload schema's columns."""
         payload = row["payload"]
         if not isinstance(payload, bytes) or not payload:
-            raise ValueError("payload must be bytes, and at least one")  # noqa: TRY004
+            raise ValueError("payload must be bytes, and at least one")
         self._rows.append(row)
         self._pending_bytes += len(payload)
         if self._pending_bytes >= BATCH_BYTES or len(self._rows) >= BATCH_ROWS:

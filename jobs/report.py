@@ -74,7 +74,8 @@ def _in_words(step: Row) -> str:
     if verb == "curate":
         return (
             f"{step['clips_kept']} clips kept, {step['clips_rejected']} rejected, {step['failed']} failed, "
-            f"{step['duplicates']} duplicates from {step['sources']} videos -> {step['dataset']}"
+            f"{step['duplicates']} duplicates from {step['sources']} videos "
+            f"({step['sources_rejected']} without a clip) -> {step['dataset']}"
         )
     if verb == "train":
         return (

@@ -68,6 +68,7 @@ class Result:
     version: int
     digest: str
     sources: int
+    sources_rejected: int
     clips_kept: int
     clips_rejected: int
     failed: int
@@ -282,6 +283,7 @@ def _result(work: _Work, units: Sequence[Unit]) -> Result:
         version=work.dataset.version,
         digest=work.dataset.digest(),
         sources=len(units),
+        sources_rejected=fates["source", "rejected"],
         clips_kept=fates["clip", "kept"],
         clips_rejected=fates["clip", "rejected"],
         failed=failed_sources + fates["clip", "failed"],

@@ -14,9 +14,14 @@ def test_a_file_appears_whole(tmp_path):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "out"
-    with pytest.raises(RuntimeError), atomic_folder(path) as folder:
-        (folder / "half").write_text("x")
-        raise RuntimeError
+
+    def fail():
+        with atomic_folder(path) as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
     with atomic_folder(path) as folder:
         (folder / "sub").mkdir()

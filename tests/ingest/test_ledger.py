@@ -25,7 +25,8 @@ def test_a_column_that_does_not_exist_is_refused():
 def test_messages_are_one_printable_line():
     fate = Fate(name="failed", message="a\nb\x1b[31m\udcff" + "x" * 999)
     message = fate.columns()["message"]
-    assert message.isprintable() and len(message) <= 500
+    assert message.isprintable()
+    assert len(message) <= 500
     assert printable("tab\there") == "tab here"
 
 

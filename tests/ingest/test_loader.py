@@ -79,7 +79,7 @@ def test_a_cache_changes_nothing(small_dataset, view):
 def test_a_changed_batch_size_continues_behind_what_was_consumed(small_dataset, view):
     first, state = batches(view, small_dataset, 2, global_batch=3)
     after = batches(view, small_dataset, 1, state=state | {"global_batch": 5})[0][0]
-    assert first[-1].positions == [3, 4, 5] and after.positions == [6, 7, 8, 9, 10]
+    assert (first[-1].positions, after.positions) == ([3, 4, 5], [6, 7, 8, 9, 10])
 
 
 def test_another_view_is_refused(small_dataset, view):

@@ -49,8 +49,9 @@ def test_slot_k_shows_the_frame_on_screen_at_k_sixteenths(studio, read_numbers, 
 def test_the_law_tells_a_wrong_frame(studio, read_numbers):
     frames, _ = read(studio.numbered("n24.mp4", fps="24", count=123))
     wanted = on_screen([Fraction(n, 24) for n in range(123)], Fraction(123, 24))
-    assert read_numbers(np.stack(frames[1:])) != wanted[1 : len(frames)][:-1] + [0]
-    assert read_numbers(np.stack(frames[1:])) != wanted[: len(frames) - 1]
+    numbers = read_numbers(np.stack(frames))
+    assert numbers == wanted
+    assert numbers[1:] != wanted[:-1]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
@@ -121,8 +122,10 @@ def test_a_stalled_decoder_is_ended(studio, monkeypatch):
 
 def test_a_huge_gap_in_time_is_a_failure_and_not_a_million_frames(studio):
     timing = ("-vf", "settb=1/1000,setpts='40*N+gte(N,40)*9000000'", "-fps_mode", "passthrough")
-    path = studio.numbered("gap.mkv", fps="25", count=60, timing=(*timing, "-enc_time_base", "1/1000"))
-    with pytest.raises(SourceError, match="TimestampGap.*9000 s"):
+    path = studio.numbered(
+        "gap.mkv", fps="25", count=60, timing=(*timing, "-enc_time_base", "1/1000")
+    )
+    with pytest.raises(SourceError, match=r"TimestampGap.*9000 s"):
         read(path)
 
 

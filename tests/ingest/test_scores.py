@@ -68,4 +68,5 @@ def test_luma_and_sharpness():
 
 def test_unknown_is_null_and_not_zero():
     single = score(textured()[None], 16)
-    assert single["motion"] is None and single["duplicate_frame_share"] is None
+    assert single["motion"] is None
+    assert single["duplicate_frame_share"] is None

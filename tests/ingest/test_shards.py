@@ -65,10 +65,15 @@ def test_an_empty_or_abandoned_shard_leaves_nothing(tmp_path):
     assert write_shard([], tmp_path) == []
     with pytest.raises(ValueError, match="payload"):
         write_shard([row(b"")], tmp_path)
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path) as writer:
-        for n in range(100):
-            writer.append(row(b"x" * 1000, bytes([n])))
-        raise RuntimeError
+
+    def fail():
+        with ShardWriter(tmp_path) as writer:
+            for n in range(100):
+                writer.append(row(b"x" * 1000, bytes([n])))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

@@ -47,7 +47,7 @@ def test_windows_keep_their_distance_from_cuts(cut_flags, frames, trim):
     assert len(taken) == len(set(taken))
     for window in found:
         assert window.end - window.start == frames
-        assert 0 <= window.start and window.end <= len(cut_flags)
+        assert 0 <= window.start < window.end <= len(cut_flags)
         for cut in cuts:
             assert cut + trim <= window.start or window.end <= cut - trim
 
@@ -79,7 +79,8 @@ def test_fades(studio):
     level[40:50], level[50:55], level[55:65] = np.linspace(1, 0, 10), 0, np.linspace(0, 1, 10)
     found, _ = cuts_of((frames * level[:, None, None, None]).astype(np.uint8))
     assert len(found) == 2
-    assert 46 <= found[0] <= 50 and 55 <= found[1] <= 58
+    assert 46 <= found[0] <= 50
+    assert 55 <= found[1] <= 58
 
 
 @pytest.mark.parametrize("name", sorted(REAL_CUTS))

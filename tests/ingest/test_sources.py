@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +33,10 @@ def test_folders_globs_and_files(tree):
     assert names(list_sources([str(tree / "*.mp4")]), tree) == ["b.mp4"]
     assert names(list_sources([str(tree / "**/*.webm")]), tree) == ["sub/c.webm"]
     assert names(list_sources([str(tree / "notes.txt")]), tree) == ["notes.txt"]  # named, so wanted
-    assert names(list_sources([str(tree), str(tree / "b.mp4")]), tree)[1:] == ["b.mp4", "sub/c.webm"]
+    assert names(list_sources([str(tree), str(tree / "b.mp4")]), tree)[1:] == [
+        "b.mp4",
+        "sub/c.webm",
+    ]
     source = list_sources([str(tree / "b.mp4")])[0]
     assert (source.bytes, source.uri) == (5, str(tree / "b.mp4"))
 
@@ -100,14 +104,12 @@ def test_a_changed_file_is_noticed(tree):
     os.utime(source.uri, ns=(0, 0))
     with pytest.raises(SourceError, match="Changed"):
         check_unchanged(source)
-    os.unlink(source.uri)
+    Path(source.uri).unlink()
     with pytest.raises(SourceError, match="Vanished"):
         check_unchanged(source)
 
 
 def test_unit_id_depends_on_every_part():
     base = ("/a", "b", "c", "d")
-    ids = {unit_id(*base)} | {
-        unit_id(*(base[:i] + ("x",) + base[i + 1 :])) for i in range(len(base))
-    }
+    ids = {unit_id(*base)} | {unit_id(*base[:i], "x", *base[i + 1 :]) for i in range(len(base))}
     assert len(ids) == 5

@@ -46,7 +46,7 @@ def dataset(tmp_path):
 
 def test_contract_and_settings_live_in_the_ledger(dataset):
     again = Dataset.open(dataset.root)
-    assert again.contract == Contract() and again.prep_digest == Prep().digest()
+    assert (again.contract, again.prep_digest) == (Contract(), Prep().digest())
     log = (dataset.root / "ledger" / "_delta_log" / f"{0:020}.json").read_text()
     metadata = next(json.loads(line)["metaData"] for line in log.splitlines() if "metaData" in line)
     assert json.loads(metadata["configuration"]["kinoray.contract"]) == {"fps": 16, "frames": 80}
@@ -140,31 +140,35 @@ def test_info_counts(dataset):
 
 
 COMMITTER = """
-import sys, time, zlib
+import sys, zlib
 from pathlib import Path
-from ingest.clip import Contract, Prep
+import pyarrow as pa
+from ingest.clip import Contract, Prep, captions_schema
+from ingest.ledger import to_table
 from ingest.shards import write_shard
 from ingest.store import Dataset
-from test_shards import row
-from test_store import caption_rows, pa, to_table, unit_rows
 root, app, units = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
 dataset = Dataset.create(root, Contract(), Prep())
 print("ready", flush=True)
 done = dataset.committed_units()
 for first in range(0, len(units), 2):
-    todo = [unit for unit in units[first : first + 2] if unit not in done]
-    if not todo:
-        continue
-    tables = []
-    for unit in todo:
-        payload = unit.encode() * 50
-        place = write_shard([row(payload)], root)[0]
-        rows = unit_rows(unit).to_pylist()
-        rows[1] |= {"shard": place.shard, "offset": place.offset, "length": place.length,
-                    "crc32": place.crc32}
-        tables.append(to_table(rows))
-    captions = caption_rows(*(unit + "0" for unit in todo))
-    dataset.commit(pa.concat_tables(tables), captions, app_id=app, batch=dataset.next_batch(app))
+    rows, captions = [], []
+    for unit in units[first : first + 2]:
+        if unit in done:
+            continue
+        payload, same = unit.encode() * 50, {"unit_id": unit, "fate": "kept", "attempts": 1}
+        digests = {"clip_id": b"c" * 32, "payload_sha256": b"p" * 32}
+        crc = zlib.crc32(payload)
+        place = write_shard([digests | {"payload": payload, "payload_crc32": crc}], root)[0]
+        rows.append(same | {"kind": "source", "id": "s" + unit, "num_candidates": 1, "num_kept": 1})
+        rows.append(same | {"kind": "clip", "id": "c" + unit, "payload_sha256": "p" + unit,
+                            "shard": place.shard, "offset": place.offset, "length": place.length,
+                            "crc32": place.crc32})
+        captions.append({"clip_id": "c" + unit, "producer": "x", "payload_sha256": "p" + unit,
+                         "caption": unit, "rank": 0})
+    if rows:
+        said = pa.Table.from_pylist(captions, schema=captions_schema())
+        dataset.commit(to_table(rows), said, app_id=app, batch=dataset.next_batch(app))
 print("all", flush=True)
 """
 
@@ -173,11 +177,10 @@ def test_killed_at_any_moment_and_resumed_loses_and_doubles_nothing(tmp_path):
     root, kills = tmp_path / "dataset", 0
     work = {app: [f"{app}{n}" for n in range(60)] for app in ("x", "y")}
     generator = random.Random(7)
-    paths = os.pathsep.join((str(CHECKOUT), str(Path(__file__).parent)))
 
     def start(app):
         command = [sys.executable, "-c", COMMITTER, str(root), app, ",".join(work[app])]
-        environment = os.environ | {"PYTHONPATH": paths}
+        environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
     while kills < 10:

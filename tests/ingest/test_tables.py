@@ -49,7 +49,8 @@ def test_runs_of_different_recipes_append_side_by_side(tmp_path):
     for n in range(1, 6):
         first.commit(rows(f"f{n}", "shared"), app_id="one", batch=n)
         second.commit(rows(f"s{n}", "shared"), app_id="two", batch=n)
-    assert len(listed(first)) == 10 and listed(Table.open(tmp_path / "t")).count("shared") == 1
+    assert len(listed(first)) == 10
+    assert listed(Table.open(tmp_path / "t")).count("shared") == 1
 
 
 def test_a_rival_between_look_and_write_is_noticed(tmp_path, monkeypatch):
@@ -65,9 +66,8 @@ def test_a_rival_between_look_and_write_is_noticed(tmp_path, monkeypatch):
     second.commit(rows("q", "r"), app_id="two", batch=1)
     assert raced
     assert listed(second) == ["p", "q", "r"]
-    with pytest.raises(NotOurs):
-        raced.clear()
-        monkeypatch.setattr(Table, "_append", lambda *a: _lose(a, first, real))
+    monkeypatch.setattr(Table, "_append", lambda *a: _lose(a, first, real))
+    with pytest.raises(NotOurs, match="lost against others"):
         second.commit(rows("s"), app_id="two", batch=2)
 
 

@@ -1,5 +1,4 @@
 import os
-import resource
 import subprocess
 import sys
 from fractions import Fraction
@@ -15,7 +14,7 @@ from ingest.keep import Keep
 from ingest.shards import read_payload
 from ingest.sources import list_sources
 from ingest.store import Dataset
-from ingest.unit import curate_unit, duplicate_rows, failed_rows, plan_unit, with_attempts
+from ingest.unit import duplicate_rows, failed_rows, plan_unit, with_attempts
 
 CHECKOUT = Path(__file__).parents[2]
 CUT = 100
@@ -52,7 +51,7 @@ def test_clips_hold_the_right_frames_of_the_source(curated_two, read_numbers):
         assert row["shot_index"] == (row["start_s"] > 0)
 
 
-def test_rows_say_all_and_balance(curated_two, two_shots, tmp_path):
+def test_rows_say_all_and_balance(curated_two, tmp_path):
     result, _ = curated_two
     source, *clips = result.rows.to_pylist()
     assert (source["kind"], source["fate"]) == ("source", "kept")
@@ -71,15 +70,17 @@ def test_rows_say_all_and_balance(curated_two, two_shots, tmp_path):
     dataset = Dataset.create(tmp_path / "dataset", Prep().contract, Prep())
     dataset.commit(result.rows, result.captions, app_id="run", batch=1)
     assert dataset.balance({result.unit_id}).ok
-    assert result.stats["kept"] == 3 and result.stats["source_s"] == 18.75
+    assert (result.stats["kept"], result.stats["source_s"]) == (3, 18.75)
 
 
 def test_the_same_unit_twice_gives_the_same_bytes(curated_two, two_shots, curate, tmp_path):
     result, root = curated_two
     again = curate(two_shots, tmp_path)
-    assert again.rows.equals(result.rows) and again.captions.equals(result.captions)
+    assert again.rows.equals(result.rows)
+    assert again.captions.equals(result.captions)
     names = [sorted(p.name for p in folder.rglob("*.arrow")) for folder in (root, tmp_path)]
-    assert names[0] == names[1] and len(names[0]) == 1
+    assert names[0] == names[1]
+    assert len(names[0]) == 1
 
 
 def test_thresholds_reject_with_their_number(two_shots, curate, tmp_path):
@@ -214,10 +215,12 @@ def test_a_source_that_changes_or_vanishes_fails(studio, curate, tmp_path):
 def test_limits_fail_the_source_and_nothing_else(studio, curate, tmp_path):
     path = studio.numbered("five.mp4", fps="16", count=400)
     fate = fate_of(curate(path, tmp_path, prep=Prep(decode_timeout_s=0.05)))
-    assert fate[:2] == ("failed", "Timeout") and "decode_timeout_s" in fate[2]
+    assert fate[:2] == ("failed", "Timeout")
+    assert "decode_timeout_s" in fate[2]
     assert fate_of(curate(path, tmp_path, prep=Prep(max_source_bytes=10)))[1] == "TooLarge"
     fate = fate_of(curate(path, tmp_path, prep=Prep(memory_bytes=50 << 20)))
-    assert fate[0] == "failed" and fate[2]
+    assert fate[0] == "failed"
+    assert fate[2]
     assert not list(tmp_path.rglob("*.arrow"))
 
 
@@ -232,24 +235,29 @@ from ingest.sources import list_sources
 from ingest.unit import curate_unit, plan_unit
 keep = Keep(max_duplicate_frame_share=None, max_motion=None, min_motion=None)
 unit = plan_unit(list_sources([sys.argv[1]])[0], prep=Prep(), keep=keep)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+limit = int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    curate_unit(unit, prep=Prep(crf=1), keep=keep, captions=Captions(), root=Path(sys.argv[2]))
+    curate_unit(unit, prep=Prep(), keep=keep, captions=Captions(), root=Path(sys.argv[2]))
 except StorageError as error:
     print("told", error.filename, error.fatal)
 """
 
 
-def test_a_full_disk_is_no_fate_of_the_source(studio, tmp_path):
-    path = studio.numbered("five.mp4", fps="16", count=400)
+def test_a_full_disk_is_no_fate_of_the_source(two_shots, curated_two, tmp_path):
+    result, root = curated_two
+    largest = max(len(payload) for _row, payload in payloads(result, root))
+    limit = largest * 3 // 2  # each payload fits, the shard does not
+    assert limit < result.stats["payload_bytes"]
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(path), str(tmp_path)],
+        [sys.executable, "-c", FULL_DISK, str(two_shots), str(tmp_path), str(limit)],
         capture_output=True,
         text=True,
         check=True,
         env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
     )
-    assert done.stdout.startswith(f"told {tmp_path}") and "True" in done.stdout
+    assert done.stdout.startswith(f"told {tmp_path}")
+    assert "True" in done.stdout
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
@@ -312,13 +320,12 @@ def test_every_payload_of_the_shared_videos_keeps_the_contract(curated):
 
 
 def test_memory_is_bounded_by_a_window(curated):
-    assert curated.peak_mib < 450
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 < 450
+    assert curated.peak_mib < 400
 
 
 def test_real_captions_and_counts_come_with_the_clips(curated):
     info = curated.dataset.info()
     assert info["clips_kept"] == curated.dataset.kept_clips().num_rows
-    assert info["sources"] == len(curated.results) and info["failed"] == 1
+    assert (info["sources"], info["failed"]) == (len(curated.results), 1)
     assert all(curated.dataset.kept_clips().column("caption").to_pylist())
-    assert curate_unit and info["seconds"] == 5.0 * info["clips_kept"]
+    assert info["seconds"] == 5.0 * info["clips_kept"]
