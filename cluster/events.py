@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 Event = Mapping[str, Any]
 Take = Callable[[Event], None]
@@ -88,7 +89,7 @@ def post(handle: Any, event: Event) -> bool:
     """
     try:
         return bool(ray.get(handle.post.remote([dict(event)]), timeout=ANSWER_TIMEOUT_S))
-    except ray.exceptions.RayError:
+    except RayError:
         return False
 
 
@@ -130,7 +131,7 @@ class Board:
             last = done.wait(DRAIN_EVERY_S)
             try:
                 events = self.drain()
-            except (ray.exceptions.RayError, ConnectionError):
+            except (RayError, ConnectionError):
                 continue
             try:
                 for event in events:

@@ -4,21 +4,22 @@ Ray schedules, places and transports. What is ours is the bookkeeping that it do
 attempts that blame only the unit that was running, quarantine with a reason, and a stop that keeps what is finished.
 """
 
-import os
-import resource
-import socket
 import time
-import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
 from ray import exceptions as failures
 
-STAGE_WORKER = "worker"
+from cluster import resources
+from cluster.hands import Crew, Hands, Tasks, first_line, node_lost
+from cluster.worker import STAGE_WORKER, Failure, Report, describe
+
 MAX_LOST_NODES = 10
-MESSAGE_CHARS = 2000
+# How often the stop flag is looked at while nothing ends.
+POLL_S = 0.25
 
 
 class Stop(Protocol):
@@ -32,25 +33,18 @@ class Stop(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
-    """A piece of work; `key` names it in every outcome."""
+    """A piece of work; `key` names it in its outcome."""
 
     key: str
     payload: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """Why a unit was given up."""
-
-    stage: str
-    error_class: str
-    message: str
-    traceback: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The one end of a unit: a value, or a failure after `attempts` attempts; CPU seconds include child processes."""
+    """The one end of a unit: a value, or a failure after `attempts` attempts.
+
+    `wall_s`, `cpu_s` (child processes included) and `max_rss_bytes` (of the worker process so far) are the last attempt's.
+    """
 
     key: str
     value: Any
@@ -59,11 +53,12 @@ class Outcome:
     wall_s: float
     cpu_s: float
     worker: str
+    max_rss_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """How units run; `window` bounds the units in flight (0 = twice the CPUs of the cluster)."""
+    """How units run; `window` bounds the units in flight (0 = twice what runs at once)."""
 
     max_attempts: int = 3
     window: int = 0
@@ -71,40 +66,19 @@ class Pool:
     num_gpus: float = 0.0
     memory_bytes: int = 0
 
+    def __post_init__(self) -> None:
+        """Check counts."""
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts: at least 1")
+        if self.window < 0:
+            raise ValueError("window: at least 0")
+
     @property
-    def options(self) -> dict[str, Any]:
-        """Ray's names for the resources of one unit."""
-        options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
-        if self.memory_bytes:
-            options["memory"] = self.memory_bytes
-        return options
-
-
-class PoolError(RuntimeError):
-    """The pool itself cannot work, for example because an actor's constructor fails."""
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A unit on its way, and what it has been through."""
-
-    unit: Unit
-    attempts: int = 0
-    lost_nodes: int = 0
-    started_s: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True, slots=True)
-class _Report:
-    """What a worker sends back."""
-
-    value: Any
-    error: Failure | None
-    retryable: bool
-    fatal: BaseException | None
-    wall_s: float
-    cpu_s: float
-    worker: str
+    def need(self) -> resources.Need:
+        """What one unit, or one actor, occupies."""
+        return resources.Need(
+            num_cpus=self.num_cpus, num_gpus=self.num_gpus, memory_bytes=self.memory_bytes
+        )
 
 
 def run_tasks(
@@ -112,15 +86,12 @@ def run_tasks(
 ) -> Iterator[Outcome]:
     """Yield the outcome of `function(payload)` for each unit as they end; one Ray task an attempt.
 
-    An exception with `retryable = False` is not tried again; one with `fatal = True` ends the run: what is in flight is
-    yielded first, then it is raised here.
+    `units` may be lazy and endless. An exception with `retryable = False` is not tried again; one with `fatal = True` ends the
+    run: what is in flight is yielded first, then it is raised here. Raises NotEnough when no unit could ever run.
     """
-    remote = ray.remote(max_retries=0, max_calls=0, **config.options)(_call)
-    told = ray.put(function)
-    window = config.window or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-    yield from _Loop(config, stop, window).run(
-        units, lambda unit: remote.remote(told, unit.payload)
-    )
+    resources.fit(config.need, num_workers=1)
+    window = config.window or min(2 * resources.most_workers(config.need), 1024)
+    yield from _Loop(Tasks(function, config.need, window=window), config, stop).run(units)
 
 
 def run_actors(
@@ -134,187 +105,101 @@ def run_actors(
 ) -> Iterator[Outcome]:
     """Yield the outcome of `actor(*arguments)(payload)` for each unit; one unit at a time on each of the actors.
 
-    A dead actor is replaced and only its running unit is charged an attempt. Raises PoolError when an actor cannot be built.
+    A dead actor is replaced and only its running unit is charged an attempt. Raises PoolError when an actor cannot be built and
+    NotEnough when the actors cannot all run at once; else as run_tasks.
     """
-    crew = _Crew(actor, arguments, num_actors, config)
-    try:
-        yield from _Loop(config, stop, num_actors).run(units, crew.submit, crew.release)
-    finally:
-        crew.dismiss()
+    resources.fit(config.need, num_workers=num_actors)
+    crew = Crew(actor, arguments, config.need, size=num_actors)
+    yield from _Loop(crew, config, stop).run(units)
 
 
-class _Crew:
-    """The actors, and which of them are free."""
+@dataclass(slots=True)
+class _Flight:
+    """A unit on its way, and what it has been through."""
 
-    def __init__(
-        self, actor: Callable[..., Any], arguments: tuple[Any, ...], size: int, config: Pool
-    ) -> None:
-        self._actor, self._arguments, self._config = actor, arguments, config
-        self._busy: dict[Any, Any] = {}
-        self._all = [self._hire() for _ in range(size)]
-        self._free = list(self._all)
-
-    def _hire(self) -> Any:
-        remote = ray.remote(max_restarts=0, max_task_retries=0, **self._config.options)(_Host)
-        return remote.remote(self._actor, self._arguments)
-
-    def submit(self, unit: Unit) -> Any:
-        host = self._free.pop()
-        reference = host.call.remote(unit.payload)
-        self._busy[reference] = host
-        return reference
-
-    def release(self, reference: Any, *, alive: bool) -> None:
-        host = self._busy.pop(reference)
-        if not alive:
-            self._all.remove(host)
-            host = self._hire()
-            self._all.append(host)
-        self._free.append(host)
-
-    def dismiss(self) -> None:
-        for host in self._all:
-            ray.kill(host)
-
-
-class _Host:
-    """The Ray actor around a plain object; building is deferred so that its failure reaches the driver as a message."""
-
-    def __init__(self, actor: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self._make: Callable[[], Any] = lambda: actor(*arguments)
-        self._made: Any = None
-
-    def call(self, payload: Any) -> _Report:
-        if self._made is None:
-            try:
-                self._made = self._make()
-            except Exception as error:  # noqa: BLE001  told to the driver, which raises
-                cause = PoolError(f"an actor could not start: {type(error).__name__}: {error}")
-                return _Report(None, None, False, cause, 0.0, 0.0, _worker())  # noqa: FBT003
-        return _call(self._made, payload)
-
-
-def _call(function: Callable[[Any], Any], payload: Any) -> _Report:
-    started_s, spent_s = time.monotonic(), _cpu_s()
-    value, error, fatal, retryable = None, None, None, True
-    try:
-        value = function(payload)
-    except Exception as raised:  # noqa: BLE001  a unit's failure is data, the loop decides
-        text = "".join(traceback.format_exception(raised))[-4 * MESSAGE_CHARS :]
-        message = str(raised)[:MESSAGE_CHARS]
-        stage = str(getattr(raised, "stage", STAGE_WORKER))
-        error = Failure(
-            stage=stage, error_class=type(raised).__name__, message=message, traceback=text
-        )
-        retryable = bool(getattr(raised, "retryable", True))
-        fatal = raised if getattr(raised, "fatal", False) else None
-    wall_s, cpu_s = time.monotonic() - started_s, _cpu_s() - spent_s
-    return _Report(value, error, retryable, fatal, wall_s, cpu_s, _worker())
-
-
-def _worker() -> str:
-    return f"{socket.gethostname()}/{os.getpid()}"
-
-
-def _cpu_s() -> float:
-    mine = resource.getrusage(resource.RUSAGE_SELF)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return mine.ru_utime + mine.ru_stime + children.ru_utime + children.ru_stime
-
-
-Submit = Callable[[Unit], Any]
+    unit: Unit
+    attempts: int = 0
+    lost_nodes: int = 0
+    started_s: float = 0.0
 
 
 class _Loop:
     """Keeps the window full, collects what ends, decides what is tried again."""
 
-    def __init__(self, config: Pool, stop: Stop, window: int) -> None:
-        self._config, self._stop, self._window = config, stop, window
+    def __init__(self, hands: Hands, config: Pool, stop: Stop) -> None:
+        self._hands, self._config, self._stop = hands, config, stop
         self._flights: dict[Any, _Flight] = {}
-        self._again: list[_Flight] = []
+        self._again: deque[_Flight] = deque()
         self._fatal: BaseException | None = None
 
-    def run(
-        self,
-        units: Iterable[Unit],
-        submit: Submit,
-        release: Callable[..., None] = lambda *_args, **_keys: None,
-    ) -> Iterator[Outcome]:
+    def run(self, units: Iterable[Unit]) -> Iterator[Outcome]:
         source = iter(units)
         try:
             while True:
-                self._fill(source, submit)
-                if not self._flights:
+                more = self._fill(source)
+                if not self._flights and not more:
                     break
-                # A short wait keeps the stop flag and Ctrl-C responsive.
-                ready, _ = ray.wait(list(self._flights), num_returns=1, timeout=0.5)
+                waiting = [*self._flights, *self._hands.building()]
+                ready, _ = ray.wait(waiting, timeout=POLL_S)
                 for reference in ready:
-                    outcome = self._collect(reference, release)
-                    if outcome is not None:
+                    if reference not in self._flights:
+                        self._hands.built(reference)
+                    elif (outcome := self._collect(reference)) is not None:
                         yield outcome
         finally:
-            for reference in self._flights:
-                ray.cancel(reference, force=False)
+            self._hands.dismiss()
         if self._fatal is not None:
             raise self._fatal
 
-    def _fill(self, source: Iterator[Unit], submit: Submit) -> None:
-        while len(self._flights) < self._window and self._fatal is None:
-            if self._stop.requested:
-                return
-            flight = self._again.pop() if self._again else _next(source)
+    def _fill(self, source: Iterator[Unit]) -> bool:
+        """Submit while there is room; return whether there is more to submit."""
+        while self._fatal is None and not self._stop.requested:
+            if not self._hands.free():
+                return True
+            flight = self._again.popleft() if self._again else _next(source)
             if flight is None:
-                return
+                return False
             flight.attempts += 1
             flight.started_s = time.monotonic()
-            self._flights[submit(flight.unit)] = flight
+            self._flights[self._hands.submit(flight.unit.payload)] = flight
+        return False
 
-    def _collect(self, reference: Any, release: Callable[..., None]) -> Outcome | None:
+    def _collect(self, reference: Any) -> Outcome | None:
+        """Take an attempt that has ended; None when its unit has not."""
         flight = self._flights.pop(reference)
         try:
-            report: _Report = ray.get(reference)
+            report: Any = ray.get(reference)
         except failures.RayError as error:
-            release(reference, alive=False)
-            return self._lost(flight, error)
-        release(reference, alive=True)
+            self._hands.release(reference, alive=isinstance(error, failures.RayTaskError))
+            if node_lost(error) and flight.lost_nodes < MAX_LOST_NODES:
+                # The loss of a machine is nobody's fault; the cap ends a unit that takes machines down.
+                flight.lost_nodes += 1
+                flight.attempts -= 1
+                self._again.append(flight)
+                return None
+            report = _lost(flight, error)
+        else:
+            self._hands.release(reference, alive=True)
         if report.fatal is not None:
             self._fatal = self._fatal or report.fatal
             return None
-        if report.error is None:
-            return _outcome(flight, report, None)
-        if report.retryable and flight.attempts < self._config.max_attempts:
+        tries_left = flight.attempts < self._config.max_attempts
+        if report.failure is not None and report.retryable and tries_left:
             self._again.append(flight)
             return None
-        return _outcome(flight, report, report.error)
-
-    def _lost(self, flight: _Flight, error: failures.RayError) -> Outcome | None:
-        """Decide about a unit whose worker died under it; the loss of a whole node is not its fault."""
-        if _node_lost(error) and flight.lost_nodes < MAX_LOST_NODES:
-            flight.lost_nodes += 1
-            flight.attempts -= 1
-            self._again.append(flight)
-            return None
-        if flight.attempts < self._config.max_attempts:
-            self._again.append(flight)
-            return None
-        message = str(error).strip().splitlines()
-        failure = Failure(
-            stage=STAGE_WORKER,
-            error_class=type(error).__name__,
-            message=f"its worker process died each time ({message[0] if message else 'no reason'})",
-        )
-        wall_s = time.monotonic() - flight.started_s
-        return _outcome(flight, _Report(None, failure, False, None, wall_s, 0.0, ""), failure)  # noqa: FBT003
+        return _outcome(flight, report)
 
 
-def _node_lost(error: failures.RayError) -> bool:
-    if isinstance(error, failures.NodeDiedError):
-        return True
-    return (
-        "node" in str(error).lower()
-        and "died" in str(error).lower()
-        and "worker" not in str(error).lower()
-    )
+def _lost(flight: _Flight, error: failures.RayError) -> Report:
+    """Return the report of an attempt whose worker sent none."""
+    cause = error.cause if isinstance(error, failures.RayTaskError) else None
+    if isinstance(cause, BaseException):
+        # The worker lives: the unit could not be unpacked there, or its value not be packed.
+        failure = describe(cause)
+    else:
+        words = f"its worker process died: {first_line(error)}"
+        failure = Failure(stage=STAGE_WORKER, error_class=type(error).__name__, message=words)
+    return Report(failure=failure, wall_s=time.monotonic() - flight.started_s)
 
 
 def _next(source: Iterator[Unit]) -> _Flight | None:
@@ -322,13 +207,14 @@ def _next(source: Iterator[Unit]) -> _Flight | None:
     return _Flight(unit) if unit is not None else None
 
 
-def _outcome(flight: _Flight, report: _Report, failure: Failure | None) -> Outcome:
+def _outcome(flight: _Flight, report: Report) -> Outcome:
     return Outcome(
         key=flight.unit.key,
         value=report.value,
-        failure=failure,
+        failure=report.failure,
         attempts=flight.attempts,
         wall_s=report.wall_s,
         cpu_s=report.cpu_s,
         worker=report.worker,
+        max_rss_bytes=report.max_rss_bytes,
     )

@@ -8,9 +8,11 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from ray._private import ray_constants, worker
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray import _raylet
+from ray._private import ray_constants
+from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
 
 EVERYTHING = re.compile("")
 LOGGERS = ("ray", "ray.train", "ray.data")
@@ -19,7 +21,7 @@ LOGGERS = ("ray", "ray.train", "ray.data")
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
     """Keep Ray's lines off the terminal for the time of a with block."""
-    printers = (worker.stdout_deduplicator, worker.stderr_deduplicator)
+    printers = (stdout_deduplicator, stderr_deduplicator)
     patterns = [printer.skip_re for printer in printers]
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for printer in printers:
@@ -37,7 +39,9 @@ def hushed() -> Iterator[None]:
 
 def reread_environment() -> None:
     """Make Ray look at its environment variables again: it reads them once, at its import, and caches the token."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    # A compiled module without type stubs.
+    compiled: Any = _raylet
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
     # Under `uv run` Ray would build a virtual environment for every worker (ray-and-mlflow.md 1).
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False

@@ -7,6 +7,7 @@ so token mode is always on.
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -133,7 +134,9 @@ def _connected(address: str, **settings: Any) -> Iterator[None]:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _own_signals():
-                ray.init(address=address, log_to_driver=False, logging_level="critical", **settings)
+                ray.init(
+                    address=address, log_to_driver=False, logging_level=logging.CRITICAL, **settings
+                )
             break
         except Exception as error:
             _shut_down()

@@ -78,9 +78,9 @@ class Spool:
 def leftovers(folder: Path) -> list[Spool]:
     """Open what dead writers left behind; those of living ones are passed over."""
     found = []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in sorted(folder.rglob(f"*{SUFFIX}")):
         with contextlib.suppress(OSError):
-            found.append(Spool(folder, path.name.removesuffix(SUFFIX)))
+            found.append(Spool(path.parent, path.name.removesuffix(SUFFIX)))
     return found
 
 

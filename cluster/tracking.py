@@ -5,7 +5,6 @@ the spool is sent when it is back, by this process or by the next one. Sending t
 """
 
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -14,26 +13,20 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cluster.spool import Record, Spool, flat, leftovers, without_secrets
+from cluster.recording import LOCAL, Run, Warn, hopeless, now_ms, send
+from cluster.spool import Record, Spool, leftovers, without_secrets
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-Warn = Callable[[str], None]
-LOCAL = "local-"
 LOCAL_TAG = "kinoray.local_id"
 PARENT_TAG = "mlflow.parentRunId"
 SEND_EVERY_S = 2.0
 RETRY_AFTER_S = 20.0
-END_TIMEOUT_S = 5.0
-RECORDS_A_PORTION = 200
 METRICS_A_BATCH = 1000
 ENTRIES_A_BATCH = 100
 MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
 MAX_DIGEST_CHARS = 36
-# The store understood and said no; sending again would not help. Everything else means that it is away.
-REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -69,26 +62,34 @@ class Tracker:
         run_id: str = "",
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
-    ) -> "Run":
+    ) -> Run:
         """Start a run, or take up `run_id` again; without its store the run has an id that begins with "local-"."""
         told = {"name": name, "experiment": experiment, "parent_id": parent_id}
-        opening: Record = {"do": "start", "time_ms": _now_ms(), **told}
+        opening: Record = {"do": "start", "time_ms": now_ms(), **told}
         found = self._tried(lambda store: store.open(opening, run_id or ""))
-        run = Run(self, self._spool(found or run_id or f"{LOCAL}{uuid.uuid4().hex}"))
+        run = self._run(self._spool(found or run_id or f"{LOCAL}{uuid.uuid4().hex}"))
         if not found:
             run.record(opening)
-        run.resumed = bool(run_id)
+        run.again = run.again or bool(run_id)
         run.set_tags(tags or {})
         run.log_params(params or {})
         self._runs.append(run)
         if self._thread is None:
-            self._runs += [Run(self, spool, ended=True) for spool in leftovers(self._folder)]
+            self._take_leftovers()
             self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
             self._thread.start()
         return run
 
-    def warn_once(self, error: BaseException) -> None:
-        """Say that the store is away, the first time."""
+    def _run(self, spool: Spool) -> Run:
+        return Run(spool, hurry=self._hurry, fail=self._warn_once)
+
+    def _take_leftovers(self) -> None:
+        for spool in leftovers(self._folder):
+            run = self._run(spool)
+            run.ended = True
+            self._runs.append(run)
+
+    def _warn_once(self, error: BaseException) -> None:
         if not self._warned:
             self._warned = True
             lines = without_secrets(str(error)).strip().splitlines() or [type(error).__name__]
@@ -97,8 +98,7 @@ class Tracker:
                 f"records are kept in {self._folder} and sent when it does"
             )
 
-    def hurry(self) -> None:
-        """Send now."""
+    def _hurry(self) -> None:
         self._retry_at_s = 0.0
         self._nudge.set()
 
@@ -119,7 +119,7 @@ class Tracker:
             return ask(self._store)
         except Exception as error:  # noqa: BLE001  whatever a store's driver raises: the run goes on
             self._retry_at_s = time.monotonic() + RETRY_AFTER_S
-            self.warn_once(error)
+            self._warn_once(error)
             return None
 
     def _loop(self) -> None:
@@ -127,92 +127,9 @@ class Tracker:
             self._nudge.wait(SEND_EVERY_S)
             self._nudge.clear()
             for run in list(self._runs):
-                if self._tried(lambda store, run=run: _send(store, run, self._warn)) and run.ended:
+                if self._tried(lambda store, run=run: send(store, run, self._warn)) and run.ended:
                     self._runs.remove(run)
                     run.close()
-
-
-class Run:
-    """One run on record; every call returns at once."""
-
-    def __init__(self, tracker: Tracker, spool: Spool, *, ended: bool = False) -> None:
-        self.id = spool.run_id
-        self.stored_id = "" if self.id.startswith(LOCAL) else self.id
-        self.spool, self.ended, self.resumed = spool, ended, ended
-        self._tracker = tracker
-        self._closed = threading.Event()
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record numbers at a step; the same number at the same step is recorded once."""
-        values = {name: float(value) for name, value in metrics.items()}
-        self.record({"do": "metrics", "time_ms": _now_ms(), "step": step, "values": values})
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, replacing those of the same name."""
-        if tags:
-            self.record({"do": "tags", "values": flat(tags)})
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record settings under dotted names; a longer value than the store takes ends with its digest."""
-        if params:
-            self.record({"do": "params", "values": flat(params)})
-
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Record a small file; it is read when it is sent."""
-        self.record({"do": "artifact", "path": str(path.resolve()), "folder": folder})
-
-    def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Record that the run used a dataset: lineage by digest."""
-        told = {"name": name, "digest": digest, "source": without_secrets(source)}
-        self.record({"do": "dataset", "context": context, **told})
-
-    def end(self, status: Status) -> None:
-        """End the run and wait some seconds for the store to have all of it."""
-        if self.ended:
-            return
-        self.record({"do": "end", "time_ms": _now_ms(), "status": status})
-        self.ended = True
-        self._tracker.hurry()
-        self._closed.wait(END_TIMEOUT_S)
-
-    def record(self, record: Record) -> None:
-        """Put one record on its way."""
-        try:
-            self.spool.append(record)
-        except (OSError, ValueError) as error:
-            self._tracker.warn_once(error)
-
-    def close(self) -> None:
-        """Give up the spool; the store has everything."""
-        self.spool.close()
-        self._closed.set()
-
-
-def _send(store: "_Store", run: Run, warn: Warn) -> bool:
-    """Send what waits and return True; raises when the store is away."""
-    waiting = run.spool.waiting()
-    if waiting and not run.stored_id:
-        opening = next((r for r in waiting if r["do"] == "start"), {"do": "start", "name": "run"})
-        run.stored_id = store.open(opening, run.id)
-    for kind, group in itertools.groupby(waiting, key=lambda record: record["do"]):
-        for some in _portions(kind, list(group)):
-            try:
-                store.send(run.stored_id, kind, some, again=run.resumed)
-            except Exception as error:
-                if not _hopeless(error):
-                    raise
-                warn(f"the tracking store refused {kind}: {without_secrets(str(error))[:200]}")
-            run.spool.confirm(len(some))
-    return True
-
-
-def _portions(kind: str, records: list[Record]) -> list[list[Record]]:
-    size = RECORDS_A_PORTION if kind == "metrics" else 1
-    return [records[start : start + size] for start in range(0, len(records), size)]
-
-
-def _hopeless(error: Exception) -> bool:
-    return getattr(error, "error_code", "") in REFUSALS or isinstance(error, FileNotFoundError)
 
 
 class _Store:
@@ -222,8 +139,8 @@ class _Store:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # MLflow takes seconds to import: only a process that has something to record pays for it.
-        from mlflow import entities
-        from mlflow.tracking import MlflowClient
+        from mlflow import entities  # noqa: PLC0415
+        from mlflow.tracking import MlflowClient  # noqa: PLC0415
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -270,7 +187,7 @@ class _Store:
         try:
             run = self._client.get_run(run_id)
         except Exception as error:
-            if _hopeless(error):
+            if hopeless(error):
                 return ""
             raise
         return run_id if run.info.lifecycle_stage == "active" else ""
@@ -353,7 +270,3 @@ def _shortened(text: str) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"{text[: MAX_PARAM_CHARS - 100]}... ({len(text)} characters, sha256 {digest})"
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

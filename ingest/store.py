@@ -25,9 +25,13 @@ KNOWN_NAMES = frozenset(("ledger", "annotations", "data", "views", "runs", "tags
 class NotADataset(ValueError):
     """The folder is not a dataset, or not one that this version can read."""
 
+    exit_code = 2
+
 
 class ContractMismatch(ValueError):
     """The dataset was made with another contract or preparation."""
+
+    exit_code = 2
 
 
 class Dataset:

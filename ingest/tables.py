@@ -82,7 +82,8 @@ class Table:
 
     def rows(self, columns: list[str] | None = None) -> pa.Table:
         """Return all rows, or some of their columns."""
-        return self._table.to_pyarrow_table(columns=columns)
+        # One thread: Arrow's readers, if still starting when a process ends, abort it (seen).
+        return self._table.to_pyarrow_dataset().to_table(columns=columns, use_threads=False)
 
     def keys(self) -> set[str]:
         """Return the committed keys, as of the version last read; several columns join by a space."""

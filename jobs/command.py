@@ -78,7 +78,7 @@ def show(recipe: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     from pipelines import chain
     from pipelines.identity import plain, recipe_digest
 
-    if "steps" in table:
+    if isinstance(table.get("steps"), dict):
         made = _chain(recipe, overrides, flags)
         steps = {step.name: step for step in made.steps}
         resolved = {name: {"verb": s.verb, **plain(s.config)} for name, s in steps.items()}

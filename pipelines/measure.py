@@ -60,16 +60,17 @@ def measure(sheet: Sheet) -> dict[str, Any]:
 
 
 def _against_reference(sheet: Sheet, low: torch.Tensor) -> dict[str, Any]:
-    """Compare with the reference clip of each prompt at base resolution; which one is nearest?"""
+    """Compare with the reference's clips of the set's prompts at base resolution; whose clip is nearest?"""
     height, width = low.shape[-2:]
     captions, clips = reference_clips(sheet.reference, sheet.prompts, width, height)
-    if sheet.row["prompt"] not in captions:
+    own = [i for i, caption in enumerate(captions) if caption == sheet.row["prompt"]]
+    if not own:
         return {}
-    own = captions.index(sheet.row["prompt"])
+    nearest = captions[psnr.nearest(low, clips)]
     return {
-        "nearest_prompt": captions[psnr.nearest(low, clips)],
-        "nearest_is_own": psnr.nearest(low, clips) == own,
-        "reference_psnr": psnr.psnr(low, clips[own]),
+        "nearest_prompt": nearest,
+        "nearest_is_own": nearest == sheet.row["prompt"],
+        "reference_psnr": max(psnr.psnr(low, clips[i]) for i in own),
     }
 
 
@@ -77,14 +78,11 @@ def _against_reference(sheet: Sheet, low: torch.Tensor) -> dict[str, Any]:
 def reference_clips(
     root: str, prompts: tuple[str, ...], width: int, height: int
 ) -> tuple[list[str], torch.Tensor]:
-    """Return the captions among `prompts` that the dataset has and one clip of each, x_BCTHW in [-1, 1]."""
+    """Return the clips whose caption is one of `prompts`: captions and x_BCTHW in [-1, 1]."""
     rows = Dataset.open(Path(root)).kept_clips().to_pylist()
-    first = {}
-    for row in rows:
-        if row["caption"] in prompts:
-            first.setdefault(row["caption"], row)
-    clips = [to_model(read_clip(Path(root), row, width, height)) for row in first.values()]
-    return list(first), torch.stack(clips) if clips else torch.empty(0)
+    found = [row for row in rows if row["caption"] in prompts]
+    clips = [to_model(read_clip(Path(root), row, width, height)) for row in found]
+    return [row["caption"] for row in found], torch.stack(clips) if clips else torch.empty(0)
 
 
 def to_model(frames_THWC: np.ndarray) -> torch.Tensor:

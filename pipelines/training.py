@@ -37,6 +37,7 @@ class Optimizer:
 
     learning_rate: float = 1e-3
     warmup_steps: int = 10
+    betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.99
@@ -119,6 +120,7 @@ class _State:
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
             lr=settings.learning_rate,
+            betas=settings.betas,
             weight_decay=settings.weight_decay,
             foreach=False,
         )

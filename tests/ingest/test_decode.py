@@ -49,3 +49,13 @@ def test_resize_crop_is_centred_and_averages():
 def test_size_on_request(studio):
     payload = encode_clip(studio.frames(80), Prep())
     assert payload_frames(payload, width=32, height=32, indices=[0, 5]).shape == (2, 32, 32, 3)
+
+
+@pytest.mark.parametrize("width", [8, 12, 16, 24, 30, 48, 64, 228])
+def test_every_width_comes_back_exactly(width):
+    """decord takes padded rows for more channels at some widths: ours must not."""
+    frames_THWC = np.random.default_rng(0).integers(0, 255, (5, 32, width, 3), dtype=np.uint8)
+    back_THWC = payload_frames(encode_video(frames_THWC, 16, lossless=True))
+    assert np.array_equal(back_THWC, frames_THWC)
+    picked_THWC = payload_frames(encode_video(frames_THWC, 16, lossless=True), indices=[3, 1])
+    assert np.array_equal(picked_THWC, frames_THWC[[3, 1]])

@@ -1,0 +1,107 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.events import Board, EventLog, post, read_events
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.text(min_size=1, max_size=8).filter(lambda n: n not in {"time", "verb", "event"})
+
+
+def never():
+    return False
+
+
+@given(fields=st.dictionaries(NAMES, JSON, max_size=4))
+def test_what_is_emitted_is_read_back(tmp_path_factory, fields):
+    path = tmp_path_factory.mktemp("log") / "events.jsonl"
+    EventLog(path).emit(verb="curate", event="done", **fields)
+    (event,) = read_events(path)
+    assert {"verb": "curate", "event": "done", **fields} == {
+        key: value for key, value in event.items() if key != "time"
+    }
+    assert abs(event["time"] - time.time()) < 60
+
+
+def test_a_log_torn_by_a_kill_goes_on_with_a_whole_line(tmp_path):
+    path = tmp_path / "events.jsonl"
+    EventLog(path).emit(verb="train", event="step", step=1)
+    with path.open("a") as file:
+        file.write('{"time": 1, "verb": "tr')
+    EventLog(path).emit(verb="train", event="step", step=2)
+    assert [event["step"] for event in read_events(path)] == [1, 2]
+    assert json.loads(path.read_text().splitlines()[-1])["step"] == 2
+
+
+def test_subscribers_see_what_comes_after(tmp_path):
+    log = EventLog(tmp_path / "deep" / "events.jsonl")
+    seen = []
+    log.emit(verb="curate", event="before")
+    log.subscribe(seen.append)
+    log.emit(verb="curate", event="after", path=Path("/a"))
+    assert [event["event"] for event in seen] == ["after"]
+
+
+@ray.remote(num_cpus=0)
+def chat(board, count):
+    return [post(board, {"event": "step", "step": i}) for i in range(count)]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_all_that_workers_post_arrives_in_order_before_the_block_ends():
+    taken = []
+    board = Board(stop=never)
+    with board.draining(taken.append):
+        answers = ray.get(chat.remote(board.handle, 50), timeout=60)
+    assert [event["step"] for event in taken] == list(range(50))
+    assert answers == [False] * 50
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_the_wish_to_stop_reaches_the_workers():
+    @ray.remote(num_cpus=0)
+    def until_told(board):
+        for i in range(600):
+            if post(board, {"event": "step", "step": i}):
+                return i
+            time.sleep(0.05)
+        return -1
+
+    seen = []
+    board = Board(stop=lambda: len(seen) >= 5)
+    with board.draining(seen.append):
+        assert ray.get(until_told.remote(board.handle), timeout=60) >= 5
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_an_error_of_the_taker_stops_the_workers_and_is_raised():
+    def take(_event):
+        raise OSError(28, "no space left")
+
+    answers = []
+    board = Board(stop=never)
+    with pytest.raises(OSError, match="no space left"), board.draining(take):
+        for _ in range(100):
+            answers.append(post(board.handle, {"event": "step"}))
+            time.sleep(0.05)
+    assert answers[-1], "the workers were not told to stop"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_board_that_is_gone_costs_the_worker_nothing_but_the_event():
+    board = Board(stop=never)
+    ray.kill(board.handle)
+    assert post(board.handle, {"event": "step"}) is False

@@ -1,0 +1,74 @@
+"""A tiny dataset and tiny networks for the whole suite; made here, so that no download and no shared folder is needed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ingest.caption import Captions
+from ingest.clip import Contract, Prep
+from ingest.encode import encode_video
+from ingest.keep import Keep
+from ingest.sources import list_sources
+from ingest.store import Dataset
+from ingest.unit import curate_unit, plan_unit
+
+KEEP_ALL = Keep(
+    min_motion=None,
+    max_motion=None,
+    max_duplicate_frame_share=None,
+    min_luma=None,
+    max_luma=None,
+    min_luma_range=None,
+)
+CAPTIONS = {"red.mp4": "a red square", "green.mp4": "a green square", "blue.mp4": "a blue square"}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Three videos of one clip each, and the dataset curated from them."""
+
+    videos: Path
+    root: Path
+    dataset: Dataset
+
+
+def moving_square(colour: int, *, seconds: float = 5.25, fps: int = 16, px: int = 64) -> np.ndarray:
+    """Return uint8 THWC of a square that moves over a gradient; the channel `colour` is bright."""
+    count = round(seconds * fps)
+    y, x = np.mgrid[:px, :px]
+    frames = np.empty((count, px, px, 3), np.uint8)
+    for t in range(count):
+        frames[t] = (40 + 60 * x / px)[..., None]
+        inside = (abs(x - px / 2 - 12 * np.sin(t / 6)) < 10) & (abs(y - px / 2) < 10 + colour)
+        frames[t][inside] = 30
+        frames[t][inside, colour] = 230
+    return frames
+
+
+def make_videos(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for colour, (name, caption) in enumerate(CAPTIONS.items()):
+        (folder / name).write_bytes(encode_video(moving_square(colour), 16, lossless=False))
+        (folder / name).with_suffix(".txt").write_text(caption)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_videos(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Iterator[Tiny]:
+    root = tmp_path_factory.mktemp("tiny") / "dataset"
+    prep = Prep(contract=Contract(), payload_short_side_px=64)
+    dataset = Dataset.create(root, prep.contract, prep)
+    for batch, source in enumerate(list_sources([str(tiny_videos)]), 1):
+        unit = plan_unit(source, prep=prep, keep=KEEP_ALL)
+        result = curate_unit(unit, prep=prep, keep=KEEP_ALL, captions=Captions(), root=root)
+        dataset.commit(result.rows, result.captions, app_id="tiny", batch=batch)
+    assert dataset.kept_clips().num_rows == len(CAPTIONS)
+    yield Tiny(videos=tiny_videos, root=root, dataset=dataset)

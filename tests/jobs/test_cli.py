@@ -1,0 +1,122 @@
+"""The command line as a person meets it: words, exit codes, one line for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import _guarded
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+RECIPES = CHECKOUT / "jobs" / "recipes"
+HEAVY = ("torch", "ray", "mlflow", "open_clip", "diffusers", "pyarrow", "pydantic")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        f"import sys; from jobs.cli import kinoray; print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["curate", "--help"], ["demo", "-h"]])
+def test_help(words, capsys):
+    assert _guarded(words) == 0
+    assert "Usage: kinoray" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["cruate"], 2, "no such command: cruate; did you mean curate?"),
+        (["curate"], 2, "Missing argument"),
+        (["curate", "nowhere.toml"], 2, "nowhere.toml: no such recipe"),
+        (
+            ["curate", str(RECIPES / "curate.toml"), "keep.min_moton=1"],
+            2,
+            "did you mean keep.min_motion?",
+        ),
+        (["train", str(RECIPES / "curate.toml")], 2, "is a recipe for curate"),
+        (
+            ["train", str(RECIPES / "base.toml"), "role=motion"],
+            2,
+            "base: a motion training needs it",
+        ),
+        (["curate", str(RECIPES / "curate.toml"), "source=nowhere"], 2, "nowhere"),
+        (
+            ["sample", str(RECIPES / "sample.toml")],
+            2,
+            "prompts.txt: no such prompt file or dataset",
+        ),
+        (
+            ["run", str(RECIPES / "demo.toml"), "steps.bsae.steps=1"],
+            2,
+            "steps.bsae.verb: Field required",
+        ),
+        (
+            ["run", str(RECIPES / "demo.toml"), "num_seds=1"],
+            2,
+            "no step has the key num_seds; did you mean num_seeds?",
+        ),
+        (["run", str(RECIPES / "demo.toml"), "frames=1"], 2, "several steps have this key"),
+    ],
+)
+def test_mistakes_are_one_line_and_a_code(words, code, said, capsys):
+    assert _guarded(words) == code
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert said in streams.err
+    assert "Traceback" not in streams.err
+
+
+def test_a_mistake_as_json(capsys):
+    assert (
+        _guarded(["curate", str(RECIPES / "curate.toml"), "source=nowhere", "--json", "--quiet"])
+        == 2
+    )
+    streams = capsys.readouterr()
+    assert streams.err == ""
+    told = json.loads(streams.out)
+    assert told["exit"] == 2
+    assert "nowhere" in told["error"]
+
+
+def test_an_occupied_folder_is_refused_and_untouched(tiny_videos, tmp_path, capsys):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.txt").write_text("all my work")
+    words = ["curate", str(RECIPES / "curate.toml"), f"source={tiny_videos}", f"out={out}"]
+    assert _guarded(words) == 2
+    assert "another output folder" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["thesis.txt"]
+    assert (out / "thesis.txt").read_text() == "all my work"
+
+
+def test_dry_run_touches_nothing(tiny_videos, tmp_path, capsys):
+    words = [
+        "curate",
+        str(RECIPES / "curate.toml"),
+        f"source={tiny_videos}",
+        "out=new",
+        "--dry-run",
+    ]
+    assert _guarded(words) == 0
+    assert "videos" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_recipe_reads_and_plans(tiny_videos, capsys):
+    for path in sorted(RECIPES.glob("*.toml")):
+        assert _guarded(["show", str(path)]) == 0, path
+        assert path.read_text().startswith("# "), path
+    assert "sample_px" in capsys.readouterr().out

@@ -1,0 +1,109 @@
+"""One whole chain for this room, run as a user runs it: in a process of its own, with its own Ray."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+RECIPE = """
+# Every verb on three tiny videos, a step or two each: wiring, not learning.
+name = "tiny"
+out = "out"
+seed = 5
+
+[steps.curate]
+verb = "curate"
+source = ["{videos}"]
+keep = {{min_motion = 0.0, max_duplicate_frame_share = 1.0, min_luma = 0.0, min_luma_range = 0.0, max_motion = 9.0}}
+prep = {{payload_short_side_px = 64}}
+
+[steps.base]
+verb = "train"
+role = "base"
+dataset = "@curate"
+steps = 2
+global_batch = 2
+frames = 2
+model = {{sample_px = 16, widths = [8, 16], temporal_factor = [2], text_dim = 16, head_dim = 8}}
+
+[steps.motion]
+verb = "train"
+role = "motion"
+dataset = "@curate"
+base = "@base"
+steps = 1
+global_batch = 2
+
+[steps.ssr]
+verb = "train"
+role = "ssr"
+dataset = "@curate"
+steps = 1
+global_batch = 2
+frames = 4
+ssr = {{sample_px = 32, widths = [8, 16], text_dim = 16, head_dim = 8}}
+
+[steps.sample]
+verb = "sample"
+prompts = "@curate"
+max_prompts = 2
+num_seeds = 2
+base = "@base"
+motion = "@motion"
+ssr = "@ssr"
+base_solver = {{steps = 2}}
+ssr_solver = {{steps = 2}}
+
+[steps.evaluate]
+verb = "evaluate"
+sets = ["@sample"]
+reference = "@curate"
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished command: its exit code, the JSON of its last line, what it said, where it worked."""
+
+    code: int
+    told: dict[str, Any]
+    err: str
+    folder: Path
+
+
+def kinoray(folder: Path, *words: str, timeout: float = 280) -> Ran:
+    """Run the command line in `folder` from the plain checkout, with nothing of it installed."""
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    told = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    return Ran(done.returncode, told, done.stderr, folder)
+
+
+@pytest.fixture(scope="session")
+def chain_folder(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Path:
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "tiny.toml").write_text(RECIPE.format(videos=tiny_videos))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chain(chain_folder: Path) -> Ran:
+    ran = kinoray(chain_folder, "run", "tiny.toml", "--json", "--debug")
+    assert ran.code == 0, ran.err[-3000:]
+    return ran

@@ -1,0 +1,138 @@
+"""Laws of the training loop on real clips, in this process: exact continuation, learning, and a rate of 0 that does not learn."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import checkpoint, ssr, stunet
+from models.conditioning import HashedText
+from models.diffusion import Schedule
+from pipelines import training, weights
+from pipelines.training import Job, Optimizer
+
+NETWORK = stunet.Config(sample_px=16, widths=(8, 16), temporal_factor=(2,), text_dim=16, head_dim=8)
+SSR = ssr.Config(sample_px=32, widths=(8, 16), text_dim=16, head_dim=8)
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_torch():
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+
+
+def job(tiny, folder: Path, role: str, **changes: Any) -> Job:
+    view = tiny.dataset.freeze_view()
+    network = SSR.network if role == "ssr" else NETWORK
+    spec = weights.Spec(
+        role=role,
+        network=network,
+        schedule=Schedule(),
+        text=HashedText(dim=16),
+        frames=80,
+        fps=16,
+        ssr=SSR if role == "ssr" else None,
+    )
+    values = {
+        "spec": spec,
+        "optimizer": Optimizer(learning_rate=3e-3, warmup_steps=2, ema_decay=0.9),
+        "dataset": str(tiny.root),
+        "view": str(view.path),
+        "view_digest": view.digest,
+        "folder": str(folder),
+        "base": "",
+        "identity": "test",
+        "seed": 3,
+        "steps": 6,
+        "global_batch": 2,
+        "frames": 4,
+        "caption_dropout": 0.2,
+        "checkpoint_every": 2,
+        "threads": 1,
+        "px": network.sample_px,
+    }
+    return Job(**{**values, **changes})
+
+
+class Posts:
+    """Collects events; asks for a stop after `stop_after` steps."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._stop_after = stop_after
+
+    def __call__(self, event: Mapping[str, Any]) -> bool:
+        self.events.append(dict(event))
+        return event["event"] == "step" and event["step"] >= self._stop_after
+
+    def losses(self) -> dict[int, float]:
+        return {e["step"]: e["loss"] for e in self.events if e["event"] == "step"}
+
+
+ALONE = training.Place(rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("role", ["base", "ssr"])
+@pytest.mark.parametrize("stop_after", [1, 4])
+def test_a_stopped_training_continues_to_the_same_bits(tiny, tmp_path, role, stop_after):
+    whole, parts = Posts(), Posts(stop_after)
+    training.train(job(tiny, tmp_path / "whole", role), ALONE, whole)
+    training.train(job(tiny, tmp_path / "parts", role), ALONE, parts)
+    assert not (tmp_path / "parts" / "checkpoint").exists()
+    rest = Posts()
+    training.train(job(tiny, tmp_path / "parts", role), ALONE, rest)
+    assert {**parts.losses(), **rest.losses()} == whole.losses()
+    assert set(parts.losses()) & set(rest.losses()) == set()
+    loaded = [checkpoint.load(tmp_path / name / "checkpoint") for name in ("whole", "parts")]
+    assert loaded[0].digest == loaded[1].digest
+    assert loaded[0].meta == loaded[1].meta
+
+
+def test_another_seed_gives_other_bits(tiny, tmp_path):
+    training.train(job(tiny, tmp_path / "a", "base"), ALONE, Posts())
+    training.train(job(tiny, tmp_path / "b", "base", seed=4), ALONE, Posts())
+    a, b = (checkpoint.load(tmp_path / name / "checkpoint").digest for name in "ab")
+    assert a != b
+
+
+def test_fixed_draws_fall_when_it_learns_and_stay_at_rate_zero(tiny, tmp_path):
+    learning = Optimizer(learning_rate=4e-3, warmup_steps=2, ema_decay=0.9)
+    training.train(
+        job(tiny, tmp_path / "learn", "base", steps=40, optimizer=learning), ALONE, Posts()
+    )
+    still = replace(learning, learning_rate=0.0)
+    training.train(job(tiny, tmp_path / "still", "base", steps=4, optimizer=still), ALONE, Posts())
+    learned = checkpoint.load(tmp_path / "learn" / "checkpoint").meta
+    stayed = checkpoint.load(tmp_path / "still" / "checkpoint").meta
+    assert learned["loss_last"] < 0.8 * learned["loss_first"]
+    assert stayed["loss_last"] == pytest.approx(stayed["loss_first"], rel=1e-5)
+
+
+def test_motion_leaves_its_base_alone_and_names_it(tiny, tmp_path):
+    training.train(job(tiny, tmp_path / "base", "base", steps=2), ALONE, Posts())
+    base = weights.load(tmp_path / "base", "base")
+    told = job(tiny, tmp_path / "motion", "motion", steps=2, base=str(tmp_path / "base"))
+    training.train(told, ALONE, Posts())
+    motion = weights.load(tmp_path / "motion", "motion")
+    assert motion.parents == {"base": base.digest}
+    assert not set(motion.state) & set(base.state) or motion.state.keys() != base.state.keys()
+    model = weights.video_model(base, motion)
+    for name, tensor in stunet.base_state(model).items():
+        assert torch.equal(tensor, base.state[name])
+    training.train(job(tiny, tmp_path / "other", "base", steps=2, seed=9), ALONE, Posts())
+    with pytest.raises(ValueError, match="was trained over base"):
+        weights.video_model(weights.load(tmp_path / "other", "base"), motion)
+
+
+def test_only_the_newest_checkpoints_stay(tiny, tmp_path):
+    training.train(job(tiny, tmp_path, "base", steps=6, checkpoint_every=1), ALONE, Posts())
+    assert training.steps_saved(tmp_path) == [5, 6]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tiny, tmp_path):
+    training.train(job(tiny, tmp_path, "base", steps=4), ALONE, Posts(2))
+    with pytest.raises(ValueError, match="another recipe"):
+        training.train(job(tiny, tmp_path, "base", steps=4, identity="other"), ALONE, Posts())
