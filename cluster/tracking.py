@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,16 +139,21 @@ class _Store:
     def __init__(self, uri: str) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # MLflow takes seconds to import: only a process that has something to record pays for it.
-        from mlflow import entities  # noqa: PLC0415
-        from mlflow.tracking import MlflowClient  # noqa: PLC0415
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         self._lock = threading.RLock()
-        self._entities = entities
         self._artifacts = _artifact_uri(uri)
-        self._client: Any = MlflowClient(tracking_uri=uri)
+        # MLflow and what it imports warn of each other's deprecations; none of it is for our user.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # MLflow takes seconds to import: only a process that has something to record pays for it.
+            from mlflow import entities  # noqa: PLC0415
+            from mlflow.tracking import MlflowClient  # noqa: PLC0415
+
+            for name in ("mlflow", "alembic"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+            self._entities = entities
+            self._client: Any = MlflowClient(tracking_uri=uri)
+            # The first question opens the store, and makes its tables.
+            self._client.search_experiments(max_results=1)
         self._seen: dict[tuple[str, str], set[tuple[int, float]]] = {}
 
     def open(self, opening: Record, run_id: str) -> str:

@@ -64,7 +64,7 @@ class Prep:
     cut_ratio: float = 3.5
     cut_min_levels: float = 15.0
     cut_sure_levels: float = 45.0
-    black_levels: float = 10.0
+    black_levels: float = 24.0
     max_source_bytes: int = 16 << 30
     max_pixels: int = 8192 * 8192
     max_gap_s: float = 600.0

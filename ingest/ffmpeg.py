@@ -31,7 +31,8 @@ DEMUXERS = (
 )
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
 MATRICES = ("bt709", "bt470bg", "smpte170m", "fcc", "smpte240m", "bt2020nc", "bt2020c", "gbr")
-SCALE_FLAGS = "area+accurate_rnd+bitexact"
+# full_chroma_int is no luxury: the shortcut to RGB without it darkens by a level (seen on dark film).
+SCALE_FLAGS = "area+accurate_rnd+full_chroma_int+bitexact"
 PROBE_TIMEOUT_S = 120.0
 ENCODE_TIMEOUT_S = 600.0
 
@@ -158,11 +159,11 @@ def _choose(header: str, log: str) -> VideoInfo:
             "no video stream" if no_video else _reason(log),
         )
     sizes = {int(out): (int(w), int(h)) for out, w, h in _SIZE.findall(header)}
-    frames = {int(line.split(",")[0]) for line in header.splitlines() if line[:1].isdigit()}
-    usable = sorted(frames & sizes.keys())
-    if not usable:
+    # The header names every stream's size, though a frame may come from one of them only: going by
+    # frames would choose by who was faster.
+    if not sizes:
         raise SourceError("probe", "Undecodable", _reason(log))
-    best = max(usable, key=lambda out: (sizes[out][0] * sizes[out][1], -out))
+    best = max(sizes, key=lambda out: (sizes[out][0] * sizes[out][1], -out))
     aspects = {int(out): (int(a), int(b)) for out, a, b in _ASPECT.findall(header)}
     above, below = aspects.get(best, (1, 1))
     width, height = sizes[best]

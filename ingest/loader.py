@@ -30,7 +30,7 @@ class Batch:
     """This rank's part of one global batch; frames are uint8 BTHWC, positions count from 0."""
 
     clip_ids: list[str]
-    frames_BTHWC: torch.Tensor
+    frames_BTHWC: torch.Tensor  # noqa: N815 - letters of the shape
     captions: list[str]
     positions: list[int]
 

@@ -80,7 +80,8 @@ class CutFinder:
         return [self._flags.popleft()] if len(self._flags) > LAG else []
 
     def _black_border(self, small_HWC: np.ndarray) -> bool:
-        is_black = float(small_HWC.mean()) < self._black_levels
+        # Nearly all of it, not its mean: a lit figure on a dark stage is no black frame.
+        is_black = float(np.percentile(small_HWC.max(axis=2), 98)) < self._black_levels
         border = self._shown and is_black != self._was_black
         self._was_black = is_black
         self._shown = self._shown or not is_black

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+OURS = ("jobs", "pipelines", "ingest", "models", "cluster")
 DONE, FAILED, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -48,7 +49,7 @@ def _explain(error: Exception) -> tuple[str, int]:
             f"the disk is full{where}; next: free space, then the same command again continues",
             FAILED,
         )
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError)) or type(error).__module__.partition(".")[0] in OURS:
         return str(error), FAILED
     return (
         f"{type(error).__name__}: {error}; next: the same command with --debug shows where",

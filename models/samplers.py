@@ -59,7 +59,7 @@ def solve(
         prediction = diffusion.thresholded(
             prediction, x_BCTHW, timestep_B, schedule, mode=settings.threshold
         )
-        fresh = _step_noise(seeds, step, x_BCTHW) if settings.sampler == "ddpm" else None
+        fresh = _drawn(seeds, "step", step, x_BCTHW) if settings.sampler == "ddpm" else None
         x_BCTHW = diffusion.advance(scheduler, prediction, int(timestep), x_BCTHW, step_noise=fresh)
     return x_BCTHW
 
@@ -119,9 +119,8 @@ def sample_ssr(  # noqa: PLR0913  every one is said by the recipe
     enlarged = ssr.upsample(low_BCTHW, scale)
     b, c, t, h, w = enlarged.shape
     level_B = torch.full((b,), augment_level, device=enlarged.device)
-    frames_BT = torch.arange(t).expand(b, t)
-    drawn = noise.normals(seeds, stream="augment", step=0, frames_BT=frames_BT, shape=(c, h, w))
-    condition = ssr.augment(enlarged, level_B, drawn.transpose(1, 2).to(enlarged))
+    drawn = _drawn(seeds, "augment", 0, enlarged)
+    condition = ssr.augment(enlarged, level_B, drawn)
 
     def given(text: torch.Tensor) -> Denoise:
         return windowed(
@@ -176,8 +175,9 @@ def windowed(
     return one
 
 
-def _step_noise(seeds: Sequence[int], step: int, like: torch.Tensor) -> torch.Tensor:
+def _drawn(seeds: Sequence[int], stream: str, step: int, like: torch.Tensor) -> torch.Tensor:
+    """Return addressed noise of the shape of `like`, a whole video."""
     b, c, t, h, w = like.shape
     frames_BT = torch.arange(t).expand(b, t)
-    drawn = noise.normals(seeds, stream="step", step=step, frames_BT=frames_BT, shape=(c, h, w))
+    drawn = noise.normals(seeds, stream=stream, step=step, frames_BT=frames_BT, shape=(c, h, w))
     return drawn.transpose(1, 2).to(like)

@@ -146,9 +146,10 @@ class STUNet(nn.Module):
         model on each frame, exactly. ValueError when T, H or W do not divide: nothing is padded.
         """
         self._check(x_BCTHW, level_B, temporal=temporal)
-        b, _, t, _, _ = x_BCTHW.shape
+        b, t = x_BCTHW.shape[0], x_BCTHW.shape[2]
+        text_BND = text_BND.to(x_BCTHW.dtype)
         e_BD = self._embed(x_BCTHW, timestep_B, text_BND, level_B)
-        walk = _Walk(self, e_BD, text_BND.to(x_BCTHW.dtype), frames=t, temporal=temporal)
+        walk = _Walk(self, e_BD, text_BND, frames=t, temporal=temporal)
         h = x_BCTHW.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         h = walk.up(walk.middle(walk.down(self.unet.conv_in(h))))
         if self.unet.conv_norm_out is not None and self.unet.conv_act is not None:
@@ -165,12 +166,11 @@ class STUNet(nn.Module):
     ) -> torch.Tensor:
         """Return e_BD = time + level + pooled text, as the image model computes it."""
         unet = self.unet
-        text = text_BND.to(x.dtype)
         e = unet.time_embedding(unet.get_time_embed(sample=x, timestep=timestep_B))
         if level_B is not None:
             # the level is embedded like a timestep, on the same scale of 0 to 1000
             e = e + unet.get_class_embed(sample=x, class_labels=1000.0 * level_B)
-        pooled = unet.get_aug_embed(emb=e, encoder_hidden_states=text, added_cond_kwargs={})
+        pooled = unet.get_aug_embed(e, text_BND, added_cond_kwargs={})
         return e if pooled is None else e + pooled
 
     def _check(self, x: torch.Tensor, level_B: torch.Tensor | None, *, temporal: bool) -> None:
@@ -198,7 +198,7 @@ class _Walk:
         frames: int,
         temporal: bool,
     ) -> None:
-        # Any: torch and diffusers declare the members of their blocks loosely
+        # torch and diffusers declare the members of their blocks loosely
         self.unet: Any = model.unet
         self.motion: Any = model.motion
         self.e_BD, self.text_BND = e_BD, text_BND
@@ -282,8 +282,7 @@ def load_motion(model: STUNet, state: dict[str, torch.Tensor]) -> None:
 def trainable(model: STUNet, role: Role) -> dict[str, nn.Parameter]:
     """Freeze all but the role's own parameters (ssr: all of them) and return these by name."""
     for name, parameter in model.named_parameters():
-        part = "base" if name.startswith("unet.") else "motion"
-        parameter.requires_grad_(role in {"ssr", part})
+        parameter.requires_grad_(role in {"ssr", "base" if name.startswith("unet.") else "motion"})
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -292,8 +291,8 @@ def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _check_family(unet: UNet2DConditionModel) -> None:
-    known = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
-    known.add("UNetMidBlock2DCrossAttn")
+    resizing = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
+    known = resizing | {"UNetMidBlock2DCrossAttn"}
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     strange = sorted({type(block).__name__ for block in blocks} - known)
     if strange:

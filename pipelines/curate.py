@@ -13,23 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from cluster import pool
 from cluster.session import Cluster
 from ingest.caption import Captions
-from ingest.clip import Prep, captions_schema
+from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.sources import Source, fingerprint, list_sources, unit_id
 from ingest.store import Dataset
 from ingest.unit import Unit, curate_unit, duplicate_rows, failed_rows, with_attempts
+from pipelines.committer import Committer
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import digest, plain, recipe_digest
 from pipelines.output import Occupied, claim, finish, move_aside
 from pipelines.plan import Plan
 
 VERB = "curate"
-COMMIT_EVERY_S = 1.0
 STAGES = ("list", "hash", "decode", "shots", "scores", "keep", "encode", "check", "shard", "commit")
 
 
@@ -122,10 +120,7 @@ class _Work:
         self, config: Config, dataset: Dataset, context: Context, recorder: Recorder, *, app_id: str
     ) -> None:
         self.config, self.dataset, self.context, self.recorder = config, dataset, context, recorder
-        self._app_id = app_id
-        self._rows: list[pa.Table] = []
-        self._captions: list[pa.Table] = []
-        self._committed_s = time.monotonic()
+        self._committer = Committer(dataset, app_id=app_id)
         self.cpu_s = 0.0
         self.source_s = 0.0
 
@@ -162,7 +157,9 @@ class _Work:
             self.recorder.stage(f"{done} of {len(units)} videos have their fate, continuing")
         for unit in todo:
             if unit not in fresh:
-                self._add(duplicate_rows(unit, duplicate_of=unit.source_sha256, **self._rules))
+                self._committer.add(
+                    duplicate_rows(unit, duplicate_of=unit.source_sha256, **self._rules)
+                )
         done = len(units) - len(fresh)
         try:
             for outcome in self._curated(fresh):
@@ -174,9 +171,9 @@ class _Work:
         except BaseException:
             # What is finished is kept even when the run fails; the failure itself is the news.
             with contextlib.suppress(OSError):
-                self.flush()
+                self._committer.flush()
             raise
-        self.flush()
+        self._committer.flush()
 
     @property
     def _rules(self) -> dict[str, Any]:
@@ -204,7 +201,9 @@ class _Work:
     def _take(self, outcome: pool.Outcome, unit: Unit) -> None:
         if outcome.failure is None:
             self.source_s += outcome.value.stats.get("source_s", 0.0)
-            self._add(with_attempts(outcome.value.rows, outcome.attempts), outcome.value.captions)
+            self._committer.add(
+                with_attempts(outcome.value.rows, outcome.attempts), outcome.value.captions
+            )
             return
         failure = outcome.failure
         self.recorder.warn(f"{unit.source.printable_uri}: {failure.error_class}: {failure.message}")
@@ -216,29 +215,7 @@ class _Work:
             attempts=outcome.attempts,
             **self._rules,
         )
-        self._add(rows)
-
-    def _add(self, rows: pa.Table, captions: pa.Table | None = None) -> None:
-        self._rows.append(rows)
-        if captions is not None:
-            self._captions.append(captions)
-        if time.monotonic() - self._committed_s >= COMMIT_EVERY_S:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit what is finished, in one ledger transaction."""
-        if self._rows:
-            captions = (
-                pa.concat_tables(self._captions)
-                if self._captions
-                else captions_schema().empty_table()
-            )
-            batch = self.dataset.next_batch(self._app_id)
-            self.dataset.commit(
-                pa.concat_tables(self._rows), captions, app_id=self._app_id, batch=batch
-            )
-            self._rows, self._captions = [], []
-        self._committed_s = time.monotonic()
+        self._committer.add(rows)
 
     def _first_of_each(self, units: Sequence[Unit]) -> dict[str, str]:
         """Return for each content the unit that speaks for it: the one in the ledger, else the first by name."""

@@ -19,17 +19,7 @@ from ingest.encode import encode_video
 from ingest.files import atomic_write
 from models import noise, samplers, windows
 from pipelines import weights
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
-    """One sample to make."""
-
-    identity: str
-    prompt_id: str
-    prompt: str
-    index: int
-    seed: int
+from pipelines.order import Order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

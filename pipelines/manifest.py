@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.pool import Outcome
 from ingest.tables import Table
+from pipelines.order import Order
 
 KEY = "key"
 FOLDER = "manifest"
@@ -62,3 +64,34 @@ def read_set(folder: Path) -> list[dict[str, Any]]:
         if held is None or held["status"] != "done":
             best[row["identity"]] = row
     return sorted(best.values(), key=lambda r: (r["prompt_id"], r["index"], r["identity"]))
+
+
+class Writer:
+    """The one committer of a manifest."""
+
+    def __init__(self, table: Table, *, app_id: str) -> None:
+        self._table, self._app_id = table, app_id
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Commit one sample: videos take seconds, so a commit each is cheap and loses nothing."""
+        batch = self._table.next_batch(self._app_id)
+        # A failure must not take the name under which a later success is committed.
+        key = row["identity"] if row["status"] == "done" else f"{row['identity']}/failed/{batch}"
+        rows = pa.Table.from_pylist([{**row, KEY: key}], schema=SCHEMA)
+        self._table.commit(rows, app_id=self._app_id, batch=batch)
+
+
+def failed_row(order: Order, outcome: Outcome) -> dict[str, Any]:
+    """Return the row of a sample that was given up, with its reason."""
+    failure = outcome.failure
+    return {
+        "identity": order.identity,
+        "status": "failed",
+        "error": f"{failure.error_class}: {failure.message}" if failure else None,
+        "prompt_id": order.prompt_id,
+        "prompt": order.prompt,
+        "index": order.index,
+        "seed": f"{order.seed:016x}",
+        "attempts": outcome.attempts,
+        "wall_s": outcome.wall_s,
+    }

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from cluster import pool
 from cluster.session import Cluster
 from ingest.tables import Table
 from models import noise, windows
 from pipelines import weights
 from pipelines.context import Context, Recorder, recorded
-from pipelines.generator import Generator, Order, Weights
+from pipelines.generator import Generator, Weights
 from pipelines.identity import code_version, digest, plain
-from pipelines.manifest import FOLDER, KEY, SCHEMA, read_set
-from pipelines.output import Claim, claim, finish
+from pipelines.manifest import FOLDER, KEY, SCHEMA, Writer, failed_row, read_set
+from pipelines.order import Order
+from pipelines.output import claim, finish
 from pipelines.plan import Plan
 from pipelines.prompts import Prompt, read_prompts
 
@@ -139,7 +138,12 @@ def run(config: Config, *, context: Context) -> Result:
         if todo:
             context.start_cluster()
             _generate(
-                config, todo, context, recorder, total=len(orders), writer=_Writer(table, claimed)
+                config,
+                todo,
+                context,
+                recorder,
+                total=len(orders),
+                writer=Writer(table, app_id=f"{VERB}/{claimed.digest}"),
             )
         result = _result(config, orders, context, recorder)
         recorder.run.log_metrics(_numbers(result), 0)
@@ -193,22 +197,6 @@ def _orders(
     return orders
 
 
-class _Writer:
-    """The one committer of the manifest."""
-
-    def __init__(self, table: Table, claimed: Claim) -> None:
-        self._table, self._claimed = table, claimed
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Commit one sample: videos take seconds, so a commit each is cheap and loses nothing."""
-        app_id = f"{VERB}/{self._claimed.digest}"
-        batch = self._table.next_batch(app_id)
-        # A failure must not take the name under which a later success is committed.
-        key = row["identity"] if row["status"] == "done" else f"{row['identity']}/failed/{batch}"
-        rows = pa.Table.from_pylist([{**row, KEY: key}], schema=SCHEMA)
-        self._table.commit(rows, app_id=app_id, batch=batch)
-
-
 def _generate(
     config: Config,
     todo: Sequence[Order],
@@ -216,7 +204,7 @@ def _generate(
     recorder: Recorder,
     *,
     total: int,
-    writer: _Writer,
+    writer: Writer,
 ) -> None:
     told = Weights(
         base=str(config.base.resolve()),
@@ -243,24 +231,9 @@ def _generate(
             writer.add({**outcome.value, "attempts": outcome.attempts})
         else:
             recorder.warn(f"sample {outcome.key[:12]}: {outcome.failure.message}")
-            writer.add(_failed(named[outcome.key], outcome))
+            writer.add(failed_row(named[outcome.key], outcome))
         done += 1
         recorder.progress(done, total, text=f"{outcome.wall_s:.1f} s for the last one")
-
-
-def _failed(order: Order, outcome: pool.Outcome) -> dict[str, Any]:
-    failure = outcome.failure
-    return {
-        "identity": order.identity,
-        "status": "failed",
-        "error": f"{failure.error_class}: {failure.message}" if failure else None,
-        "prompt_id": order.prompt_id,
-        "prompt": order.prompt,
-        "index": order.index,
-        "seed": f"{order.seed:016x}",
-        "attempts": outcome.attempts,
-        "wall_s": outcome.wall_s,
-    }
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from models import checkpoint, stunet
 from models.conditioning import HashedText
 from models.diffusion import Schedule
 from models.ssr import Config as SsrConfig
-from pipelines import training, weights
+from pipelines import saved, training, weights
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import plain
 from pipelines.output import claim, finish
@@ -216,13 +216,13 @@ def _take(event: Mapping[str, Any], config: Config, recorder: Recorder) -> None:
 def _result(config: Config, job: training.Job, view: View, recorder: Recorder) -> Result:
     folder = weights.checkpoint_folder(config.out)
     stopped = not (folder / "checkpoint.json").exists()
-    saved = training.steps_saved(config.out)
+    steps = saved.steps(config.out)
     meta = {} if stopped else checkpoint.load(folder, groups=()).meta
     result = Result(
         verb=VERB,
         status="interrupted" if stopped else "done",
         role=config.role,
-        steps=saved[-1] if stopped and saved else 0 if stopped else job.steps,
+        steps=steps[-1] if stopped and steps else 0 if stopped else job.steps,
         loss_first=meta.get("loss_first", 0.0),
         loss_last=meta.get("loss_last", 0.0),
         checkpoint=str(folder),

@@ -24,7 +24,7 @@ from ingest.loader import Batch, ClipStream
 from ingest.order import Cursor
 from models import checkpoint, objective, stunet
 from models.ema import EMA
-from pipelines import weights
+from pipelines import saved, weights
 
 KEPT = 2
 Post = Callable[[Mapping[str, Any]], bool]
@@ -199,22 +199,22 @@ class _State:
 
     def restore(self) -> int:
         """Load the newest whole checkpoint and return its step, 0 without one."""
-        found = steps_saved(Path(self.job.folder))
+        found = saved.steps(Path(self.job.folder))
         if not found:
             return 0
         groups = ("params", "ema", "optimizer")
-        saved = checkpoint.load(_step_folder(Path(self.job.folder), found[-1]), groups=groups)
-        if saved.meta["identity"] != self.job.identity:
+        kept = checkpoint.load(saved.folder_of(Path(self.job.folder), found[-1]), groups=groups)
+        if kept.meta["identity"] != self.job.identity:
             raise ValueError(f"{self.job.folder}: its checkpoints belong to another recipe")
         state = self.model.state_dict()
-        self.model.load_state_dict({**state, **saved.tensors["params"]}, strict=True)
-        self.ema.load_state_dict(saved.tensors["ema"])
+        self.model.load_state_dict({**state, **kept.tensors["params"]}, strict=True)
+        self.ema.load_state_dict(kept.tensors["ema"])
         checkpoint.unpack_optimizer(
-            self.optimizer, saved.tensors["optimizer"], saved.meta["optimizer_groups"]
+            self.optimizer, kept.tensors["optimizer"], kept.meta["optimizer_groups"]
         )
-        self.cursor = saved.meta["cursor"]
-        self.loss_first = saved.meta["loss_first"]
-        return int(saved.meta["step"])
+        self.cursor = kept.meta["cursor"]
+        self.loss_first = kept.meta["loss_first"]
+        return int(kept.meta["step"])
 
     def save(self, step: int, cursor: Mapping[str, Any]) -> None:
         """Write the checkpoint of `step` (rank 0) and drop all but the newest ones."""
@@ -232,7 +232,7 @@ class _State:
             "world_size": self.place.world_size,
         }
         own = {name: p.detach() for name, p in self.parameters.items()}
-        with atomic_folder(_step_folder(folder, step)) as part:
+        with atomic_folder(saved.folder_of(folder, step)) as part:
             checkpoint.save(
                 part,
                 role=self.job.spec.role,
@@ -241,7 +241,7 @@ class _State:
                 parents=self._parents(),
                 meta=meta,
             )
-        forget(folder, keep=KEPT)
+        saved.forget(folder, keep=KEPT)
 
     def publish(self, loss_last: float) -> None:
         """Write the averaged weights as the run's result, once; the losses are those on the fixed draws."""
@@ -265,25 +265,6 @@ class _State:
 
     def _parents(self) -> dict[str, str]:
         return {"base": self._base.digest} if self._base else {}
-
-
-def steps_saved(folder: Path) -> list[int]:
-    """Return the steps of the whole checkpoints in a training's folder, ascending."""
-    return sorted(int(p.parent.name[5:]) for p in folder.glob("checkpoints/step-*/checkpoint.json"))
-
-
-def forget(folder: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; each loses its index first, so no half one is ever read."""
-    for step in steps_saved(folder)[:-keep]:
-        old = _step_folder(folder, step)
-        (old / "checkpoint.json").unlink()
-        for path in old.iterdir():
-            path.unlink()
-        old.rmdir()
-
-
-def _step_folder(folder: Path, step: int) -> Path:
-    return folder / "checkpoints" / f"step-{step:07d}"
 
 
 def _clips(batch: Batch) -> objective.Clips:

@@ -1,6 +1,5 @@
 """A tiny dataset and tiny networks for the whole suite; made here, so that no download and no shared folder is needed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Iterator[Tiny]:
+def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Tiny:
     root = tmp_path_factory.mktemp("tiny") / "dataset"
     prep = Prep(contract=Contract(), payload_short_side_px=64)
     dataset = Dataset.create(root, prep.contract, prep)
@@ -71,4 +70,4 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Iterato
         result = curate_unit(unit, prep=prep, keep=KEEP_ALL, captions=Captions(), root=root)
         dataset.commit(result.rows, result.captions, app_id="tiny", batch=batch)
     assert dataset.kept_clips().num_rows == len(CAPTIONS)
-    yield Tiny(videos=tiny_videos, root=root, dataset=dataset)
+    return Tiny(videos=tiny_videos, root=root, dataset=dataset)

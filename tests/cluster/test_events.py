@@ -90,12 +90,15 @@ def test_an_error_of_the_taker_stops_the_workers_and_is_raised():
     def take(_event):
         raise OSError(28, "no space left")
 
+    def work(board, answers):
+        with board.draining(take):
+            for _ in range(30):
+                answers.append(post(board.handle, {"event": "step"}))
+                time.sleep(0.05)
+
     answers = []
-    board = Board(stop=never)
-    with pytest.raises(OSError, match="no space left"), board.draining(take):
-        for _ in range(100):
-            answers.append(post(board.handle, {"event": "step"}))
-            time.sleep(0.05)
+    with pytest.raises(OSError, match="no space left"):
+        work(Board(stop=never), answers)
     assert answers[-1], "the workers were not told to stop"
 
 

@@ -89,3 +89,12 @@ def test_cuts_of_real_videos(shared_videos, name):
     with Reading(path, ffmpeg.probe(path, Prep()), Prep()) as reading:
         found, _ = cuts_of(reading)
     assert found == REAL_CUTS[name]
+
+
+def test_a_lit_figure_on_a_dark_stage_is_no_black(studio):
+    """The mean of such frames hovers at black; a mean would cut at each flicker."""
+    frames = studio.frames(60).astype(float) * 0.01
+    frames[:, 40:70, 60:90] = 150
+    flicker = np.random.default_rng(0).uniform(0.9, 1.1, 60)[:, None, None, None]
+    found, _ = cuts_of((frames * flicker).clip(0, 255).astype(np.uint8))
+    assert found == []

@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A wall-clock deadline measures the other processes of the machine, not these laws.
+settings.register_profile("laws", deadline=None, max_examples=60)
+settings.load_profile("laws")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models import windows
@@ -22,7 +22,6 @@ def cases(draw):
     return plan, windows.weights(plan, draw(KINDS)), parts
 
 
-@settings(deadline=None)
 @given(cases())
 def test_it_is_the_weighted_least_squares_solution(case):
     plan, weights, parts = case
@@ -42,7 +41,6 @@ def test_it_is_the_weighted_least_squares_solution(case):
     assert np.allclose(ours.numpy(), best, atol=2e-6)
 
 
-@settings(deadline=None)
 @given(cases(), st.randoms())
 def test_the_order_of_arrival_does_not_change_a_bit(case, random):
     plan, weights, parts = case
@@ -56,7 +54,6 @@ def test_control_naive_sums_depend_on_the_order():
     assert not torch.equal((parts[0] + parts[1]) + parts[2], (parts[2] + parts[1]) + parts[0])
 
 
-@settings(deadline=None)
 @given(cases())
 def test_windows_that_agree_are_kept_to_the_bit(case):
     plan, weights, parts = case
@@ -65,7 +62,6 @@ def test_windows_that_agree_are_kept_to_the_bit(case):
     assert torch.equal(reduce(agreeing, plan, weights), video)
 
 
-@settings(deadline=None)
 @given(cases(), st.floats(-3, 3))
 def test_it_is_linear(case, factor):
     plan, weights, parts = case

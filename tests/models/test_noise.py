@@ -59,7 +59,7 @@ def test_torch_and_numpy_words_are_equal(rows):
     assert (noise.philox_numpy(counter, key).astype(np.int64) == by_torch(counter, key)).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.lists(word, min_size=1, max_size=4))
 def test_normals_agree_within_two_ulp(seed, step, frames):
     kind = {"stream": "step", "step": step, "frames": frames, "shape": (3, 5, 7)}
@@ -97,7 +97,8 @@ def test_moments_and_independence_of_frames():
 def test_uniform_is_addressed_and_in_range():
     u = noise.uniform(5, stream="timestep", step=2, count=50_001)
     assert u.dtype == torch.float64
-    assert 0 <= u.min() < 1e-3 < 0.999 < u.max() < 1
+    assert 0 <= u.min() < 1e-3
+    assert 0.999 < u.max() < 1
     assert (u.mean() - 0.5).abs() < 0.01
     assert torch.equal(noise.uniform(5, stream="timestep", step=2, count=7), u[:7])
 
@@ -105,7 +106,7 @@ def test_uniform_is_addressed_and_in_range():
 def test_golden_values():
     golden = json.loads(GOLDEN.read_text())
     assert golden["id"] == noise.NOISE_ID
-    assert noise.STREAMS == golden["streams"]
+    assert golden["streams"] == noise.STREAMS
     assert noise.seed_for(*golden["seed_parts"]) == golden["seed"]
     kind = {"stream": "train", "step": 7, "frames": [0, 79], "shape": (3,)}
     assert noise.normal_numpy(golden["seed"], **kind).view(np.uint32).tolist() == golden["bits"]

@@ -8,13 +8,13 @@ from models.temporal import AttnInflate, ConvInflate, TDown, TUp, from_time, pos
 B, T, C, H, W, D = 2, 8, 16, 3, 4, 12
 
 
-@pytest.fixture
-def h_FCHW():
+@pytest.fixture(name="h_FCHW")
+def features():
     return torch.randn(B * T, C, H, W, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def e_BD():
+@pytest.fixture(name="e_BD")
+def embedding():
     return torch.randn(B, D, generator=torch.Generator().manual_seed(1))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from cluster.session import Cluster
 from ingest.decode import payload_frames
@@ -14,8 +15,9 @@ from ingest.shards import read_payload
 from ingest.store import Dataset
 from pipelines import chain as chains
 from pipelines import curate, weights
-from pipelines.generator import Generator, Order, Weights, frames_sha256, pixels
+from pipelines.generator import Generator, Weights, frames_sha256, pixels
 from pipelines.manifest import read_set
+from pipelines.order import Order
 from tests.pipelines.conftest import kinoray
 
 PROMISED = {
@@ -174,7 +176,5 @@ def test_needs_are_checked_before_anything_starts(tmp_path):
 
 
 def test_pixels_round_trip():
-    import torch
-
     x = torch.linspace(-1, 1, 256).reshape(1, 1, 1, 1, 256).expand(1, 3, 1, 1, 256)
     assert pixels(x)[0, 0, :, 0].tolist() == list(range(256))

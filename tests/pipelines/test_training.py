@@ -1,4 +1,4 @@
-"""Laws of the training loop on real clips, in this process: exact continuation, learning, and a rate of 0 that does not learn."""
+"""Laws of the training loop on real clips, in this process: exact continuation, learning, rate 0."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ import torch
 from models import checkpoint, ssr, stunet
 from models.conditioning import HashedText
 from models.diffusion import Schedule
-from pipelines import training, weights
+from pipelines import saved, training, weights
 from pipelines.training import Job, Optimizer
 
 NETWORK = stunet.Config(sample_px=16, widths=(8, 16), temporal_factor=(2,), text_dim=16, head_dim=8)
@@ -129,7 +129,7 @@ def test_motion_leaves_its_base_alone_and_names_it(tiny, tmp_path):
 
 def test_only_the_newest_checkpoints_stay(tiny, tmp_path):
     training.train(job(tiny, tmp_path, "base", steps=6, checkpoint_every=1), ALONE, Posts())
-    assert training.steps_saved(tmp_path) == [5, 6]
+    assert saved.steps(tmp_path) == [5, 6]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tiny, tmp_path):

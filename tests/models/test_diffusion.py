@@ -1,0 +1,138 @@
+"""Parameterisations invert each other; every sampler reaches the target of an exact denoiser."""
+
+import math
+
+import pytest
+import torch
+
+from models import diffusion, noise
+from models.diffusion import Schedule
+
+SCHEDULES = [
+    Schedule(name=name, prediction=prediction, zero_terminal_snr=zero)
+    for name in ("cosine", "linear")
+    for prediction in ("v", "epsilon", "x0")
+    for zero in (True, False)
+    if not (zero and prediction == "epsilon")
+]
+TIMES = torch.tensor([1, 500, 990])
+SHAPE = (3, 3, 4, 5, 5)
+
+
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_alphas_fall_from_one_to_nothing(schedule):
+    abar = diffusion.alphas_cumprod(schedule)
+    assert abar.shape == (1000,)
+    assert (abar[1:] < abar[:-1]).all()
+    assert 0.99 < abar[0] < 1
+    assert (float(abar[-1]) == 0.0) == schedule.zero_terminal_snr
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_target_gives_back_clean_video_and_noise(schedule):
+    x0, eps = pair()
+    x_t = diffusion.add_noise(x0, eps, TIMES, schedule)
+    wanted = diffusion.target(x0, eps, TIMES, schedule)
+    assert torch.allclose(diffusion.to_eps(wanted, x_t, TIMES, schedule), eps, atol=1e-3)
+    keep = slice(0, 2) if schedule.prediction == "epsilon" else slice(None)
+    back = diffusion.to_x0(wanted, x_t, TIMES, schedule)
+    assert torch.allclose(back[keep], x0[keep], atol=1e-3)
+    again = diffusion.from_x0(x0, x_t, TIMES, schedule)
+    assert torch.allclose(again, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_loss_is_zero_for_a_perfect_denoiser_and_apart_for_each_item(schedule):
+    x0, eps = pair()
+    perfect = diffusion.target(x0, eps, TIMES, schedule)
+    told = {"schedule": schedule, "timestep_B": TIMES, "noise_BCTHW": eps}
+    assert diffusion.loss(lambda _x, _t: perfect, x0, **told).abs().max() == 0
+    wrong = perfect.clone()
+    wrong[1] += 0.5
+    loss_B = diffusion.loss(lambda _x, _t: wrong, x0, **told)
+    assert torch.allclose(loss_B, torch.tensor([0, 0.25, 0]), atol=1e-5)
+
+
+def test_min_snr_weights_by_their_formulas():
+    for prediction, formula in (
+        ("v", lambda snr: min(snr, 5) / (snr + 1)),
+        ("x0", lambda snr: min(snr, 5)),
+        ("epsilon", lambda snr: min(snr, 5) / snr),
+    ):
+        schedule = Schedule(prediction=prediction, zero_terminal_snr=False)
+        abar = diffusion.alphas_cumprod(schedule)[TIMES]
+        snrs = (abar / (1 - abar)).tolist()
+        weights = diffusion.min_snr_weight(schedule, TIMES, 5.0)
+        assert weights.tolist() == pytest.approx([formula(snr) for snr in snrs])
+        assert diffusion.min_snr_weight(schedule, TIMES, math.inf).tolist() == [1, 1, 1]
+
+
+def test_draws_do_not_depend_on_the_batch():
+    frames_BT = torch.tensor([[3, 4], [8, 9], [0, 1]])
+    whole = diffusion.draw(Schedule(), [5, 6, 7], step=4, frames_BT=frames_BT, shape=(3, 2, 2))
+    alone = diffusion.draw(Schedule(), [6], step=4, frames_BT=frames_BT[1:2], shape=(3, 2, 2))
+    assert torch.equal(whole.timestep_B[1:2], alone.timestep_B)
+    assert torch.equal(whole.noise_BCTHW[1:2], alone.noise_BCTHW)
+    assert whole.noise_BCTHW.shape == (3, 3, 2, 2, 2)
+    first = noise.normal(6, stream="train", step=4, frames=[9], shape=(3, 2, 2))
+    assert torch.equal(whole.noise_BCTHW[1, :, 1], first[0])
+
+
+def test_drawn_timesteps_are_uniform():
+    frames_BT = torch.zeros(600, 1, dtype=torch.int64)
+    drawn = diffusion.draw(Schedule(), range(600), step=0, frames_BT=frames_BT, shape=(1, 1, 1))
+    assert 0 <= drawn.timestep_B.min() < 20
+    assert 980 <= drawn.timestep_B.max() < 1000
+    assert abs(drawn.timestep_B.double().mean() - 499.5) < 40
+
+
+def test_thresholds_look_at_the_whole_video():
+    x = torch.zeros(2, 1, 10, 4, 4)
+    x[0, :, :5] = 3.0
+    x[1] = 0.5
+    assert diffusion.threshold(x, "static").max() == 1
+    dynamic = diffusion.threshold(x, "dynamic")
+    assert torch.equal(dynamic[1], x[1])
+    assert torch.equal(dynamic[0], x[0] / 3.0)
+    assert torch.equal(diffusion.threshold(x, "none"), x)
+    with pytest.raises(ValueError, match="unknown threshold mode 'soft'"):
+        diffusion.threshold(x, "soft")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_thresholded_prediction_stands_for_the_thresholded_video(schedule):
+    x0, eps = pair()
+    times = torch.tensor([300, 500, 700])
+    x_t = diffusion.add_noise(x0, eps, times, schedule)
+    prediction = diffusion.target(x0, eps, times, schedule)
+    cut = diffusion.thresholded(prediction, x_t, times, schedule, mode="static")
+    back = diffusion.to_x0(cut, x_t, times, schedule)
+    assert torch.allclose(back, x0.clamp(-1, 1), atol=2e-3)
+    small = diffusion.target(x0 * 0.01, eps, times, schedule)
+    x_t = diffusion.add_noise(x0 * 0.01, eps, times, schedule)
+    assert torch.equal(diffusion.thresholded(small, x_t, times, schedule, mode="static"), small)
+
+
+def test_impossible_settings_are_named():
+    with pytest.raises(ValueError, match="carries nothing at zero terminal SNR"):
+        Schedule(prediction="epsilon")
+    with pytest.raises(ValueError, match="unknown sampler 'euler'"):
+        diffusion.make_scheduler("euler", Schedule())
+    scheduler = diffusion.make_scheduler("dpm++", Schedule())
+    with pytest.raises(TypeError, match="needs the ddpm sampler"):
+        diffusion.advance(scheduler, torch.zeros(1), 1, torch.zeros(1), step_noise=torch.zeros(1))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_diffusers_uses_our_table(schedule):
+    scheduler = diffusion.make_scheduler("ddim", schedule)
+    assert torch.allclose(
+        scheduler.alphas_cumprod.double(), diffusion.alphas_cumprod(schedule), atol=1e-5
+    )
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps.tolist() == list(range(999, 0, -100))

@@ -1,0 +1,203 @@
+"""Samplers against analytic denoisers: targets, moments, batches, windows."""
+
+import pytest
+import torch
+
+from models import diffusion, noise, samplers, ssr, windows
+from models.diffusion import Schedule
+from models.samplers import Sampling
+
+# diffusers hands a tensor to numpy in the old way
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+ZERO, ENDING = Schedule(), Schedule(name="linear", prediction="epsilon", zero_terminal_snr=False)
+MEAN, STD = 0.3, 0.5
+
+
+def gaussian(schedule: Schedule, mean: torch.Tensor | float, std: float) -> diffusion.Denoise:
+    """The exact denoiser of Gaussian data: the posterior mean of x0 given x_t."""
+
+    def denoise(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = diffusion.alpha_sigma(schedule, timestep_B, x)
+        gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
+        return diffusion.from_x0(mean + gain * (x - alpha * mean), x, timestep_B, schedule)
+
+    return denoise
+
+
+def start(seeds: list[int], frames: int = 4, px: int = 32) -> torch.Tensor:
+    return samplers.initial(seeds, frames=frames, shape=(3, px, px))
+
+
+def settings(sampler: str, steps: int, schedule: Schedule = ZERO, **more) -> Sampling:
+    return Sampling(schedule=schedule, sampler=sampler, steps=steps, threshold="none", **more)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "ddpm"])
+@pytest.mark.parametrize("schedule", [ZERO, ENDING])
+def test_certain_data_is_reached_exactly(sampler, schedule):
+    target = torch.rand(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    denoise = gaussian(schedule, target, 0.0)
+    x = samplers.solve(
+        denoise, start([1], px=8), seeds=[1], settings=settings(sampler, 10, schedule)
+    )
+    assert (x - target).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "ddpm"])
+@pytest.mark.parametrize("schedule", [ZERO, ENDING])
+def test_gaussian_data_keeps_its_mean_and_spread(sampler, schedule):
+    x = samplers.solve(
+        gaussian(schedule, MEAN, STD),
+        start([1, 2]),
+        seeds=[1, 2],
+        settings=settings(sampler, 250, schedule),
+    )
+    assert x.mean() == pytest.approx(MEAN, abs=0.02)
+    assert x.std() == pytest.approx(STD, rel=0.05)
+
+
+def test_deterministic_samplers_map_noise_monotonically():
+    x = start([1])
+    for sampler in ("ddim", "dpm++"):
+        out = samplers.solve(
+            gaussian(ZERO, MEAN, STD), x, seeds=[1], settings=settings(sampler, 100)
+        )
+        assert torch.allclose(out, MEAN + STD * x, atol=0.15)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "ddpm"])
+def test_a_sample_does_not_depend_on_its_batch(sampler):
+    told = settings(sampler, 10)
+    denoise = gaussian(ZERO, MEAN, STD)
+    both = samplers.solve(denoise, start([7, 8]), seeds=[7, 8], settings=told)
+    alone = samplers.solve(denoise, start([8]), seeds=[8], settings=told)
+    assert torch.equal(both[1:], alone)
+    assert not torch.allclose(both[:1], alone)
+
+
+def test_thresholding_holds_the_result_in_range():
+    loud = gaussian(ZERO, 2.0, 0.1)
+    free = samplers.solve(loud, start([1]), seeds=[1], settings=settings("ddim", 10))
+    held = samplers.solve(loud, start([1]), seeds=[1], settings=Sampling(steps=10))
+    assert free.max() > 1.5
+    assert held.max() <= 1.0 + 1e-4
+
+
+def test_guidance_one_is_the_conditional_model_and_two_extrapolates():
+    def conditional(x, _t):
+        return x + 1.0
+
+    def forbidden(_x, _t):
+        raise AssertionError("the unconditional branch must not run")
+
+    x, t = torch.zeros(1), torch.zeros(1)
+    assert samplers.guided(conditional, forbidden, 1.0)(x, t) == 1.0
+    assert samplers.guided(conditional, lambda x, _t: x, 3.0)(x, t) == 3.0
+
+
+def test_step_counts_that_diffusers_would_misplace_are_refused():
+    with pytest.raises(ValueError, match="needs steps that divide 1000, not 12"):
+        Sampling(steps=12)
+    assert Sampling(steps=12, sampler="dpm++").steps == 12
+    with pytest.raises(ValueError, match="steps 0"):
+        Sampling(steps=0)
+
+
+class FrameLocal(torch.nn.Module):
+    """A network that treats every frame alone: any plan must give the same video."""
+
+    def forward(self, x_BCTHW, timestep_B, text_BND, *, level_B):
+        t = timestep_B.reshape(-1, 1, 1, 1, 1) / 1000.0
+        shift = text_BND.mean((1, 2)).reshape(-1, 1, 1, 1, 1) + level_B.reshape(-1, 1, 1, 1, 1)
+        return torch.sin(3.0 * x_BCTHW[:, :3] + t + x_BCTHW[:, 3:]) * 0.3 + shift
+
+
+class Neighbours(FrameLocal):
+    """A network that looks at other frames of its window: plans must matter (negative control)."""
+
+    def forward(self, x_BCTHW, timestep_B, text_BND, *, level_B):
+        local = super().forward(x_BCTHW, timestep_B, text_BND, level_B=level_B)
+        return local + 0.2 * x_BCTHW[:, :3].mean(2, keepdim=True)
+
+
+LOW = torch.rand(2, 3, 12, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+TEXT = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
+PLANS = [
+    windows.even(12, 12, 0),
+    windows.even(12, 5, 2),
+    windows.clamped(12, 4, 3),
+    windows.exact(12, 4, 0),
+]
+
+
+def enlarge(model: torch.nn.Module, plan: windows.Plan, *, rows=slice(None), told=None, **more):
+    return samplers.sample_ssr(
+        model,
+        LOW[rows],
+        TEXT[rows],
+        TEXT[rows] * 0,
+        seeds=[3, 4][rows],
+        scale=2,
+        plan=plan,
+        settings=told or settings("ddim", 5),
+        **more,
+    )
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "ddpm"])
+@pytest.mark.parametrize("weights", ["linear", "uniform", "hann"])
+def test_a_frame_local_network_gives_the_same_for_every_plan(sampler, weights):
+    told = settings(sampler, 5)
+    first = enlarge(FrameLocal(), PLANS[0], told=told)
+    for plan in PLANS[1:]:
+        assert torch.equal(enlarge(FrameLocal(), plan, told=told, weights=weights), first)
+
+
+def test_control_a_network_that_sees_its_window_does_not():
+    first = enlarge(Neighbours(), PLANS[0])
+    assert all(not torch.allclose(enlarge(Neighbours(), p), first, atol=1e-2) for p in PLANS[1:])
+
+
+@pytest.mark.parametrize("micro_batch", [2, 3, 100])
+def test_micro_batches_and_batches_change_nothing(micro_batch):
+    plan = PLANS[1]
+    both = enlarge(Neighbours(), plan)
+    assert torch.allclose(enlarge(Neighbours(), plan, micro_batch=micro_batch), both, atol=1e-5)
+    for row in (0, 1):
+        alone = enlarge(Neighbours(), plan, rows=slice(row, row + 1))
+        assert torch.allclose(alone, both[row : row + 1], atol=1e-5)
+
+
+def test_step_noise_is_not_thinned_where_windows_overlap():
+    """Averaging the noise of K windows would shrink it by sqrt(K) inside the overlaps."""
+    plan = windows.exact(12, 8, 4)
+    weights_KT = windows.weights(plan, "uniform")
+    exact = gaussian(ZERO, MEAN, STD)
+
+    def windowed(x, timestep_B):
+        parts = [(k, exact(x[:, :, plan.slice(k)], timestep_B)) for k in range(len(plan.starts))]
+        return samplers.multidiffusion.reduce(parts, plan, weights_KT)
+
+    told = settings("ddpm", 20)
+    x = samplers.solve(windowed, start([5], 12), seeds=[5], settings=told)
+    inside, outside = x[:, :, 4:8].std(), x[:, :, [0, 1, 2, 3, 8, 9, 10, 11]].std()
+    assert inside / outside == pytest.approx(1.0, abs=0.03)
+
+
+def test_the_condition_is_augmented_once_for_each_frame():
+    seen = []
+
+    class Spy(FrameLocal):
+        def forward(self, x_BCTHW, timestep_B, text_BND, *, level_B):
+            seen.append(x_BCTHW[:, 3:])
+            return super().forward(x_BCTHW, timestep_B, text_BND, level_B=level_B)
+
+    plan = windows.exact(12, 8, 4)
+    enlarge(Spy(), plan, rows=slice(0, 1), told=settings("ddim", 1), augment_level=0.3)
+    first, second = seen
+    assert torch.equal(first[:, :, 4:], second[:, :, :4])
+    clean = ssr.upsample(LOW[:1], 2)[:, :, :8]
+    drawn = noise.normal(3, stream="augment", step=0, frames=range(8), shape=(3, 8, 8))
+    expected = (1 - 0.09) ** 0.5 * clean + 0.3 * drawn.transpose(0, 1)
+    assert torch.allclose(first, expected, atol=1e-5)
