@@ -5,6 +5,7 @@ trainer runs beside the main thread, because there it would replace the handler 
 """
 
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,10 @@ def fit(
 
 def _fit(trainer: TorchTrainer, failed: list[BaseException]) -> None:
     try:
-        trainer.fit()
+        with warnings.catch_warnings():
+            # Ray warns of its own deprecations, whatever the filters of the program that uses it make of them.
+            warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+            trainer.fit()
     except BaseException as error:  # noqa: BLE001  raised again in the main thread
         failed.append(error)
 

@@ -73,8 +73,8 @@ def resize_crop(frames_THWC: np.ndarray, width: int, height: int) -> np.ndarray:
     """Crop the centre of uint8 THWC frames to the target aspect, then resize by area averaging."""
     source_height, source_width = frames_THWC.shape[1:3]
     scale = min(source_width / width, source_height / height)
-    crop_width = min(source_width, round(width * scale))
-    crop_height = min(source_height, round(height * scale))
+    crop_width = max(1, min(source_width, round(width * scale)))
+    crop_height = max(1, min(source_height, round(height * scale)))
     left, top = (source_width - crop_width) // 2, (source_height - crop_height) // 2
     cut_THWC = frames_THWC[:, top : top + crop_height, left : left + crop_width]
     if (crop_width, crop_height) == (width, height):

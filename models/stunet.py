@@ -198,8 +198,7 @@ class _Walk:
         frames: int,
         temporal: bool,
     ) -> None:
-        # torch and diffusers declare the members of their blocks loosely
-        self.unet: Any = model.unet
+        self.unet: Any = model.unet  # torch and diffusers declare their blocks' members loosely
         self.motion: Any = model.motion
         self.e_BD, self.text_BND = e_BD, text_BND
         self.temporal = temporal
