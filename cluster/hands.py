@@ -10,7 +10,7 @@ from ray import exceptions as failures
 from cluster.resources import Need
 from cluster.worker import Host, call
 
-MAX_LOST_BUILDS = 4
+MAX_LOST_BUILDS = 3
 # What Ray says of a worker that went down with its machine.
 NODE_SIGNS = ("node has died", "node died", "node failure", "node is dead", "node was terminated")
 

@@ -48,8 +48,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-# For the embedded one: after a kill -9 of the driver its agents look for their head this long, not a minute.
-EMBEDDED = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -96,7 +94,7 @@ def _embedded(cluster: Cluster) -> Iterator[None]:
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        with _environment({**ENVIRONMENT, **EMBEDDED, **own, "PYTHONPATH": _python_path()}):
+        with _environment({**ENVIRONMENT, **own, "PYTHONPATH": _python_path()}):
             os.environ.pop("RAY_AUTH_TOKEN", None)
             with _connected(cluster.address, **_shape(cluster, folder)):
                 yield

@@ -7,7 +7,7 @@ sources to the ledger, so that a kill at any moment loses nothing and doubles no
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipelines.output import Occupied, claim, finish, move_aside
 from pipelines.plan import Plan
 
 VERB = "curate"
+FAILURES_SHOWN = 10
 STAGES = ("list", "hash", "decode", "shots", "scores", "keep", "encode", "check", "shard", "commit")
 
 
@@ -206,7 +207,6 @@ class _Work:
             )
             return
         failure = outcome.failure
-        self.recorder.warn(f"{unit.source.printable_uri}: {failure.error_class}: {failure.message}")
         rows = failed_rows(
             unit,
             stage=failure.stage,
@@ -245,8 +245,9 @@ class _Work:
 
 def _result(work: _Work, units: Sequence[Unit]) -> Result:
     mine = {unit.unit_id for unit in units}
-    rows = work.dataset.ledger().select(["unit_id", "kind", "fate"]).to_pylist()
-    fates = Counter((row["kind"], row["fate"]) for row in rows if row["unit_id"] in mine)
+    rows = [row for row in work.dataset.ledger().to_pylist() if row["unit_id"] in mine]
+    fates = Counter((row["kind"], row["fate"]) for row in rows)
+    _tell_failures([row for row in rows if row["fate"] == "failed"], work.recorder)
     balance = work.dataset.balance(mine)
     failed_sources = fates["source", "failed"]
     for problem in balance.problems:
@@ -271,6 +272,15 @@ def _result(work: _Work, units: Sequence[Unit]) -> Result:
         source_s=round(work.source_s, 3),
         run_id=work.recorder.run.id,
     )
+
+
+def _tell_failures(rows: Sequence[Mapping[str, Any]], recorder: Recorder) -> None:
+    """Name the first failures with their reasons; all of them are in the ledger."""
+    for row in rows[:FAILURES_SHOWN]:
+        reason = f"{row['stage']}: {row['error_class']}: {row['message']}"
+        recorder.warn(f"{row['source_uri']}: {reason}")
+    if len(rows) > FAILURES_SHOWN:
+        recorder.warn(f"and {len(rows) - FAILURES_SHOWN} more failures, in the ledger")
 
 
 def _record(recorder: Recorder, result: Result, dataset: Dataset) -> None:

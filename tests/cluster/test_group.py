@@ -20,7 +20,7 @@ class Flag:
 
 
 def work(told):
-    """Step until told to stop; the first life of rank 1 ends with a kill."""
+    """Step until told to stop, which is an error here; the first life of rank 1 ends with a kill."""
     place = placed()
     for step in range(told["steps"]):
         total = torch.ones(1) * (place.rank + 1)
@@ -29,18 +29,16 @@ def work(told):
         wish = torch.tensor([float(place.rank == 0 and post(told["board"], event))])
         dist.all_reduce(wish)
         if wish.item():
-            return
+            raise ValueError("asked to stop")
         died = Path(told["folder"]) / "died"
         if step == 2 and place.rank == 1 and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fail(_told):
-    raise ValueError("the weights are not finite")
-
-
-def test_a_killed_worker_restarts_the_group_and_a_wish_ends_it(tmp_path, capfd):
+def test_a_killed_worker_restarts_the_group_and_an_error_comes_back_in_its_own_words(
+    tmp_path, capfd
+):
     taken, stop = [], Flag()
 
     def take(event):
@@ -49,7 +47,10 @@ def test_a_killed_worker_restarts_the_group_and_a_wish_ends_it(tmp_path, capfd):
 
     board = Board(stop=lambda: stop.requested)
     told = {"board": board.handle, "folder": str(tmp_path), "steps": 100_000}
-    with board.draining(take):
+    with (
+        pytest.raises(GroupFailed, match="^ValueError: asked to stop$"),
+        board.draining(take),
+    ):
         fit(work, told, name="group", folder=tmp_path / "ray", num_workers=2, max_failures=1)
     steps = [event["step"] for event in taken]
     assert {event["total"] for event in taken} == {3.0}
@@ -60,11 +61,6 @@ def test_a_killed_worker_restarts_the_group_and_a_wish_ends_it(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_error_of_a_worker_comes_back_in_its_own_words(tmp_path):
-    with pytest.raises(GroupFailed, match="ValueError: the weights are not finite"):
-        fit(fail, {}, name="bad", folder=tmp_path, num_workers=1, max_failures=0)
-
-
 def test_a_group_that_does_not_fit_is_refused_before_it_waits(tmp_path):
     with pytest.raises(NotEnough, match=r"99 workers of 1 CPU each.*next:"):
-        fit(fail, {}, name="big", folder=tmp_path, num_workers=99, max_failures=0)
+        fit(work, {}, name="big", folder=tmp_path, num_workers=99, max_failures=0)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,27 @@ def chain(chain_folder: Path) -> Ran:
     ran = kinoray(chain_folder, "run", "tiny.toml", "--json", "--debug")
     assert ran.code == 0, ran.err[-3000:]
     return ran
+
+
+def killed_when(folder: Path, sign: str, *words: str, timeout: float = 240) -> str:
+    """Run the command line and kill -9 its process as soon as it says `sign`; return what it said until then."""
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs", *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said, deadline_s = "", time.monotonic() + timeout
+    for line in process.stderr:
+        said += line
+        if sign in line or time.monotonic() > deadline_s:
+            break
+    process.kill()
+    process.wait(30)
+    process.stderr.close()
+    assert sign in said, said[-2000:]
+    return said
