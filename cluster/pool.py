@@ -6,7 +6,7 @@ attempts that blame only the unit that was running, quarantine with a reason, an
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -83,7 +83,7 @@ class Pool:
 
 def run_tasks(
     function: Callable[[Any], Any], units: Iterable[Unit], *, config: Pool, stop: Stop
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Yield the outcome of `function(payload)` for each unit as they end; one Ray task an attempt.
 
     `units` may be lazy and endless. An exception with `retryable = False` is not tried again; one with `fatal = True` ends the
@@ -102,7 +102,7 @@ def run_actors(
     num_actors: int,
     config: Pool,
     stop: Stop,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Yield the outcome of `actor(*arguments)(payload)` for each unit; one unit at a time on each of the actors.
 
     A dead actor is replaced and only its running unit is charged an attempt. Raises PoolError when an actor cannot be built and
@@ -132,7 +132,7 @@ class _Loop:
         self._again: deque[_Flight] = deque()
         self._fatal: BaseException | None = None
 
-    def run(self, units: Iterable[Unit]) -> Iterator[Outcome]:
+    def run(self, units: Iterable[Unit]) -> Generator[Outcome, None, None]:
         source = iter(units)
         try:
             while True:

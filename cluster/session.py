@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -34,6 +35,7 @@ MIN_OBJECT_STORE_BYTES = 80 << 20
 # Two workers are the least that a group is worth testing with, also on a machine with one core.
 MIN_CPUS = 2
 ATTEMPTS = 2
+KNOCK_TIMEOUT_S = 5.0
 # Ray's start-up races on a busy machine; it says so in one of these ways and a second try works.
 TRANSIENT = ("gcs_server_port", "timed out", "Failed to start GCS", "node timed out")
 ENVIRONMENT = {
@@ -112,6 +114,7 @@ def _shape(cluster: Cluster, folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _remote(address: str) -> Iterator[None]:
+    _knock(address)
     # Workers over there get this very code; the heavy libraries are theirs.
     code = {"py_modules": [str(CHECKOUT / name) for name in PACKAGES]}
     settings = dict(ENVIRONMENT)
@@ -119,6 +122,18 @@ def _remote(address: str) -> Iterator[None]:
         settings["RAY_AUTH_MODE"] = "token"
     with _environment(settings), _connected(address, runtime_env=code):
         yield
+
+
+def _knock(address: str) -> None:
+    """Raise ClusterUnavailable when nobody listens there: Ray itself would try for more than five minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S):
+            return
+    except OSError as error:
+        raise ClusterUnavailable(_advice(address, error)) from error
 
 
 def _has_token() -> bool:

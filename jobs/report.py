@@ -241,10 +241,12 @@ def _fate(row: Row) -> str:
 
 def _why(row: Row) -> str:
     if row["fate"] == "failed":
-        return f"{row['stage']}: {row['error_class']}: {row['error_message']}"
+        return f"{row['stage']}: {row['error_class']}: {row['message']}"
     if row["fate"] == "duplicate":
         return f"same content as {str(row['duplicate_of'])[:12]}"
-    return str(row["rule"] or "")
+    if row["score"] is None:
+        return str(row["rule"] or "")
+    return f"{row['rule']} ({row['score']:g}, threshold {row['threshold']:g})"
 
 
 def _text(value: str) -> str:

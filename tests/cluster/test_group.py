@@ -48,7 +48,7 @@ def test_a_killed_worker_restarts_the_group_and_an_error_comes_back_in_its_own_w
     board = Board(stop=lambda: stop.requested)
     told = {"board": board.handle, "folder": str(tmp_path), "steps": 100_000}
     with (
-        pytest.raises(GroupFailed, match="^ValueError: asked to stop$"),
+        pytest.raises(GroupFailed, match=r"^ValueError: asked to stop$"),
         board.draining(take),
     ):
         fit(work, told, name="group", folder=tmp_path / "ray", num_workers=2, max_failures=1)

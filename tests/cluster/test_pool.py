@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import exceptions as failures
 
 from cluster import hands, pool, resources, worker
 
@@ -284,9 +284,9 @@ def test_nothing_to_do_ends_at_once():
 
 
 def test_the_loss_of_a_machine_is_told_from_the_death_of_a_worker():
-    assert hands.node_lost(ray.exceptions.NodeDiedError("the node 12ab is gone"))
-    assert not hands.node_lost(ray.exceptions.ActorDiedError())
-    assert not hands.node_lost(ray.exceptions.WorkerCrashedError())
+    assert hands.node_lost(failures.NodeDiedError("the node 12ab is gone"))
+    assert not hands.node_lost(failures.ActorDiedError())
+    assert not hands.node_lost(failures.WorkerCrashedError())
 
 
 @given(st.text(), st.sampled_from([ValueError, OSError, KeyError]))

@@ -171,12 +171,20 @@ def test_a_second_session_is_refused_and_the_first_is_shut_to_strangers():
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
     done = subprocess.run(
         [sys.executable, "-c", asked, address],
-        env={**environment, "HOME": "/nonexistent"},
+        env={**environment, "HOME": "/nonexistent", "RAY_NUM_REDIS_GET_RETRIES": "2"},
         capture_output=True,
         timeout=120,
         check=False,
     )
     assert done.returncode != 0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_an_address_where_nobody_listens_is_told_at_once(address):
+    started_s = time.monotonic()
+    with pytest.raises(ClusterUnavailable, match=r"127.0.0.1:9.*next:"):
+        session._knock(address)
+    assert time.monotonic() - started_s < 10
 
 
 def test_settings_are_checked():

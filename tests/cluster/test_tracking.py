@@ -62,6 +62,7 @@ def test_a_run_is_recorded_with_all_that_was_said(store, tmp_path):
     history = client(store).get_metric_history(run.id, "loss")
     assert [(m.step, m.value) for m in history] == [(i, 1 / (i + 1)) for i in range(2500)]
     assert [f.path for f in client(store).list_artifacts(run.id, "report")] == ["report/page.html"]
+    assert told.inputs is not None
     (used,) = told.inputs.dataset_inputs
     assert {tag.key: tag.value for tag in used.tags}["kinoray.digest"] == "d" * 64
     assert client(store).get_run(parent.id).info.status == "KILLED"

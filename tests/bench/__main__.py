@@ -1,0 +1,204 @@
+"""Speed as ratios, each against a named bound or peer in the same run: `make bench` prints the table and keeps it.
+
+curate: CPU seconds of one source through the whole unit against one bare ffmpeg that decodes, selects 16 fps, scales and
+encodes the same video once. read: verified payload reads against the same bytes through np.memmap. executor: units a second
+through the pool against bare Ray tasks.
+"""
+
+import io
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import ray
+
+from cluster import pool
+from cluster.interrupt import Interrupt
+from cluster.session import Cluster, session
+from ingest.caption import Captions
+from ingest.clip import Prep
+from ingest.keep import Keep
+from ingest.shards import read_payload
+from ingest.sources import list_sources
+from ingest.store import Dataset
+from ingest.unit import curate_unit, plan_unit
+from jobs.demo_videos import ARCHIVES
+
+FILM = "moviepy_10_minutes/resources/bbb.mp4"
+SECONDS = 60
+TABLE = Path(__file__).with_name("results.md")
+Row = tuple[str, str, str, str]
+
+
+def main() -> None:
+    """Run all benches and write the table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        film = cut_film(folder)
+        rows = [curate(film, folder), *read(folder), executor()]
+    lines = [
+        (
+            f"Measured {time.strftime('%Y-%m-%d')} by `make bench` on {cpu_name()}, {len_cpus()} cores, "
+            f"Python {platform.python_version()}."
+        ),
+        "",
+        "| what | ours | bound or peer | ratio |",
+        "| --- | --- | --- | --- |",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+    text = "\n".join(lines) + "\n"
+    TABLE.write_text(text)
+    sys.stdout.write(text)
+
+
+def cut_film(folder: Path) -> Path:
+    """Take one minute of the ten-minute film out of its archive, re-encoded with every frame."""
+    with tarfile.open(next(ARCHIVES.glob("moviepy-*.tar.gz"))) as archive:
+        member = next(m for m in archive.getmembers() if m.name.endswith("moviepy_10_minutes.zip"))
+        packed = archive.extractfile(member)
+        assert packed is not None
+        with zipfile.ZipFile(io.BytesIO(packed.read())) as inner:
+            (folder / "bbb.mp4").write_bytes(inner.read(FILM))
+    videos = folder / "videos"
+    videos.mkdir()
+    ffmpeg(
+        "-ss",
+        "61",
+        "-t",
+        str(SECONDS),
+        "-i",
+        folder / "bbb.mp4",
+        "-an",
+        "-crf",
+        "20",
+        videos / "film.mp4",
+    )
+    return videos / "film.mp4"
+
+
+def curate(film: Path, folder: Path) -> Row:
+    """Compare the CPU of the whole unit with that of one bare ffmpeg pass."""
+    prep = Prep()
+    scale = f"scale=-2:{prep.payload_short_side_px}:flags=area"
+    floor = cpu_of(
+        lambda: ffmpeg(
+            "-threads", "1", "-i", film, "-vf", f"fps=16:round=up,{scale}", "-an",
+            "-c:v", "libx264", "-preset", prep.preset, "-crf", str(prep.crf), "-threads", "1",
+            folder / "floor.mp4",
+        )
+    )  # fmt: skip
+    dataset = Dataset.create(folder / "dataset", prep.contract, prep)
+    unit = plan_unit(list_sources([str(film)])[0], prep=prep, keep=Keep())
+
+    def whole() -> None:
+        made = curate_unit(unit, prep=prep, keep=Keep(), captions=Captions(), root=dataset.root)
+        dataset.commit(made.rows, made.captions, app_id="bench", batch=1)
+
+    ours = cpu_of(whole)
+    clips = dataset.kept_clips().num_rows
+    return (
+        f"curate one minute of 720p24, {clips} clips kept",
+        f"{ours:.2f} CPU-s",
+        f"one ffmpeg pass that encodes all of it: {floor:.2f} CPU-s",
+        f"{ours / floor:.2f}",
+    )
+
+
+def read(folder: Path) -> list[Row]:
+    """Compare verified reads in random order with np.memmap slices of the same shards."""
+    dataset = Dataset.open(folder / "dataset")
+    rows = dataset.kept_clips().to_pylist()
+    if not rows:
+        return []
+    order = np.random.default_rng(0).integers(0, len(rows), 4000)
+    maps = {row["shard"]: np.memmap(dataset.root / row["shard"], mode="r") for row in rows}
+
+    def plain() -> None:
+        for i in order:
+            row = rows[i]
+            int(maps[row["shard"]][row["offset"] : row["offset"] + row["length"] : 4096].sum())
+
+    def verified() -> None:
+        for i in order:
+            row = rows[i]
+            read_payload(dataset.root / row["shard"], row["offset"], row["length"], row["crc32"])
+
+    peer, ours = cpu_of(plain), cpu_of(verified)
+    rate = f"{len(order) / ours:.0f} clips/CPU-s, CRC checked"
+    return [
+        (
+            "random payload reads",
+            rate,
+            f"np.memmap, a byte a page: {len(order) / peer:.0f}",
+            f"{peer / ours:.2f}",
+        )
+    ]
+
+
+def executor() -> Row:
+    """Compare units through the pool with bare Ray tasks that are waited for in the same window."""
+    number = 400
+    with session(Cluster()), Interrupt() as stop:
+        units = (pool.Unit(key=str(i), payload=i) for i in range(number))
+        list(pool.run_tasks(abs, (pool.Unit(key="w", payload=1),), config=pool.Pool(), stop=stop))
+        started_s = time.monotonic()
+        done = sum(1 for _ in pool.run_tasks(abs, units, config=pool.Pool(), stop=stop))
+        ours = done / (time.monotonic() - started_s)
+        task = ray.remote(num_cpus=1, max_retries=0)(lambda x: abs(x))  # noqa: PLW0108  Ray takes no builtins
+        ray.get(task.remote(1))
+        started_s = time.monotonic()
+        flying = [task.remote(i) for i in range(4)]
+        for i in range(4, number):
+            ready, flying = ray.wait(flying, num_returns=1)
+            ray.get(ready)
+            flying.append(task.remote(i))
+        ray.get(flying)
+        bare = number / (time.monotonic() - started_s)
+    return (
+        "executor, empty units",
+        f"{ours:.0f} units/s",
+        f"bare Ray tasks, same window: {bare:.0f}",
+        f"{ours / bare:.2f}",
+    )
+
+
+def ffmpeg(*words: str | Path) -> None:
+    """Run the bundled ffmpeg."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, words)]
+    subprocess.run(command, check=True)
+
+
+def cpu_of(work) -> float:
+    """Return the CPU seconds of `work`, children included."""
+    before = spent()
+    work()
+    return spent() - before
+
+
+def spent() -> float:
+    usages = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usages)
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def len_cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+if __name__ == "__main__":
+    main()
