@@ -77,6 +77,7 @@ class Recorder:
         self._verb = verb
         self._log = EventLog(claimed.folder / "events.jsonl")
         self._started_s = time.monotonic()
+        self._paces: dict[str, tuple[float, int]] = {}
         self.run: Run = _tracked(context, claimed, name=name, config=config, verb=verb)
 
     def stage(self, text: str) -> None:
@@ -89,8 +90,17 @@ class Recorder:
 
     def progress(self, done: int, total: int, *, stage: str = "", text: str = "") -> None:
         """Count: `done` of `total` units of `stage`."""
-        event = {"event": "progress", "stage": stage or self._verb, "done": done, "total": total}
-        self._emit({**event, "text": text})
+        name = stage or self._verb
+        event = {"event": "progress", "stage": name, "done": done, "total": total, "text": text}
+        self._emit({**event, "left_s": self._left_s(name, done, total)})
+
+    def _left_s(self, stage: str, done: int, total: int) -> float:
+        """Estimate the seconds left from the pace since the stage's first event; 0 while unknown."""
+        now_s = time.monotonic()
+        first_s, first = self._paces.setdefault(stage, (now_s, done))
+        if done <= first or done >= total:
+            return 0.0
+        return round((now_s - first_s) / (done - first) * (total - done), 1)
 
     def step(self, step: int, numbers: Mapping[str, float]) -> None:
         """Record the numbers of one training step in the run folder and the tracker."""

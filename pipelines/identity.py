@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 # Where and how a run is carried out; everything else decides what comes out and is part of its identity.
-HOW_TO_RUN = frozenset({"out", "tracking_uri", "cluster"})
+HOW_TO_RUN = frozenset(
+    {
+        "out",
+        "tracking_uri",
+        "cluster",
+        "num_actors",
+        "max_attempts",
+        "max_failures",
+        "checkpoint_every",
+    }
+)
 PACKAGES = ("ray", "torch", "pyarrow", "decord", "deltalake", "diffusers", "mlflow", "numpy")
 
 
