@@ -5,6 +5,8 @@ often its process dies; rows whose key is there already are dropped before each 
 and evaluation sets are both made of such tables.
 """
 
+import random
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +17,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from ingest.shards import StorageError, storage_error
 
-COMMIT_ATTEMPTS = 20
+COMMIT_ATTEMPTS = 30
+MAX_PAUSE_S = 1.0
 _KEY = "kinoray.key"
 
 
@@ -36,8 +39,7 @@ class Table:
         self.settings: Mapping[str, str] = table.metadata().configuration
         if _KEY not in self.settings:
             raise NotATable(f"{path}: a Delta table without this version's marks")
-        self._keys: set[str] = set()
-        self._keys_version = -1
+        self._keys_of_file: dict[str, set[str]] = {}
 
     @classmethod
     def create(
@@ -87,10 +89,16 @@ class Table:
 
     def keys(self) -> set[str]:
         """Return the committed keys, as of the version last read; several columns join by a space."""
-        if self._keys_version != self.version:
-            self._keys = set(self._keys_of(self.rows(self._key_columns)))
-            self._keys_version = self.version
-        return self._keys
+        # Only files that were not read before: a writer that lost a commit must not fall further behind by
+        # reading everything again while the others go on.
+        fragments = {f.path: f for f in self._table.to_pyarrow_dataset().get_fragments()}
+        self._keys_of_file = {
+            path: self._keys_of_file[path]
+            if path in self._keys_of_file
+            else set(self._keys_of(f.to_table(columns=self._key_columns, use_threads=False)))
+            for path, f in fragments.items()
+        }
+        return set().union(*self._keys_of_file.values())
 
     @property
     def _key_columns(self) -> list[str]:
@@ -120,7 +128,7 @@ class Table:
         Raises NotOurs when another run of `app_id` took this batch number, StorageError when the
         table cannot be written.
         """
-        for _attempt in range(COMMIT_ATTEMPTS):
+        for attempt in range(COMMIT_ATTEMPTS):
             fresh = self.fresh(rows)
             if not fresh.num_rows:
                 return self.version
@@ -132,10 +140,10 @@ class Table:
             try:
                 self._append(fresh, Transaction(app_id, batch))
             except CommitFailedError:  # somebody else committed first: look again
+                _step_back(attempt)
                 continue
             except (OSError, DeltaError) as error:
                 raise _storage(error, self.path) from error
-            self._remember(fresh)
             return self.version
         raise NotOurs(
             f"{self.path}: {COMMIT_ATTEMPTS} commits lost against others; run again later"
@@ -143,17 +151,17 @@ class Table:
 
     def append_missing(self, rows: pa.Table) -> None:
         """Append the rows whose keys are new, outside any application's count of commits."""
-        for _attempt in range(COMMIT_ATTEMPTS):
+        for attempt in range(COMMIT_ATTEMPTS):
             fresh = self.fresh(rows)
             if not fresh.num_rows:
                 return
             try:
                 self._append(fresh, None)
             except CommitFailedError:
+                _step_back(attempt)
                 continue
             except (OSError, DeltaError) as error:
                 raise _storage(error, self.path) from error
-            self._remember(fresh)
             return
         raise NotOurs(
             f"{self.path}: {COMMIT_ATTEMPTS} commits lost against others; run again later"
@@ -167,10 +175,10 @@ class Table:
         write_deltalake(self._table, rows, mode="append", commit_properties=properties)
         self._table.update_incremental()
 
-    def _remember(self, rows: pa.Table) -> None:
-        if self._keys_version == self.version - 1:
-            self._keys |= set(self._keys_of(rows))
-            self._keys_version = self.version
+
+def _step_back(attempt: int) -> None:
+    """Wait a random moment, longer after each loss, so that two writers do not meet again at once."""
+    time.sleep(random.uniform(0.0, min(MAX_PAUSE_S, 0.01 * 2**attempt)))
 
 
 def _storage(error: Exception, path: Path) -> StorageError:
