@@ -41,7 +41,7 @@ $(STAMP): requirements.lock pyproject.toml
 	if command -v uv >/dev/null; then \
 	  [ -x $(PY) ] || uv venv --quiet --python "$(PYTHON)" $(VENV); UV=uv; \
 	else \
-	  [ -x $(PY) ] || "$(PYTHON)" -m venv $(VENV); \
+	  $(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV); \
 	  [ -x $(VENV)/bin/uv ] || { \
 	    awk '/^uv==/ {keep = 1; print; next} keep && /^[a-z]/ {exit} keep' requirements.lock > $(VENV)/uv.txt; \
 	    $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt; }; \

@@ -6,14 +6,16 @@ main thread only; elsewhere (notebooks' worker threads) the flag can still be se
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 
 class Interrupt:
-    """A stop flag that SIGINT and SIGTERM set while the context is open."""
+    """A stop flag that SIGINT and SIGTERM set while the context is open; `on_first` answers the first of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+        self._on_first = on_first
         self.requested = False
         self._before: dict[int, Any] = {}
 
@@ -34,3 +36,4 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        self._on_first()

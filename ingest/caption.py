@@ -5,6 +5,7 @@ The first captioner that has something to say gives the clip's caption; who said
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -66,8 +67,10 @@ class Captions:
 
 
 def clean(text: str) -> str:
-    """Return text on one line, without control characters, at most CAPTION_CHARS long."""
-    return " ".join(printable(text).split())[:CAPTION_CHARS].rstrip()
+    """Return text on one line in NFC, without control characters, at most CAPTION_CHARS long."""
+    # File names of some systems come decomposed; a prompt typed by a person would not match them.
+    whole = unicodedata.normalize("NFC", printable(text))
+    return " ".join(whole.split())[:CAPTION_CHARS].rstrip()
 
 
 def _sidecar(captions: Captions, video: Path, start_s: float, end_s: float) -> str:

@@ -29,6 +29,8 @@ class NotOurs(RuntimeError):
 class NotATable(ValueError):
     """There is no such table, or it is not one of ours."""
 
+    exit_code = 2
+
 
 class Table:
     """A keyed table; one instance per process and thread."""

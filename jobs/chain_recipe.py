@@ -80,6 +80,9 @@ def _verbs(table: dict[str, Any], recipe: Path) -> dict[str, str]:
     steps = table.get("steps")
     if not isinstance(steps, dict) or not steps:
         raise ConfigError((f"{recipe}: steps: a chain needs [steps.NAME] tables",))
+    for name, step in steps.items():
+        if not isinstance(step, dict):
+            raise ConfigError((f"{recipe}: steps.{name}: is a value, not a table",))
     return {name: verb_of(step, recipe, prefix=f"steps.{name}.") for name, step in steps.items()}
 
 
@@ -87,7 +90,11 @@ def _step(name: str, verb: str, table: dict[str, Any], recipe: Path, out: Path) 
     own = {k: v for k, v in table["steps"][name].items() if k != "verb"}
     needs = tuple(dict.fromkeys(_needs(own)))
     shared = {k: table[k] for k in SHARED if k in table}
-    filled = {**shared, "out": str(out / name), **_resolved(own, out)}
+    outs = {
+        n: str(step.get("out") or out / n) if isinstance(step, dict) else ""
+        for n, step in table["steps"].items()
+    }
+    filled = {**shared, "out": outs[name], **_resolved(own, outs)}
     schema = chain.VERBS[verb].Config
     made = build(schema, filled, name=str(recipe), prefix=f"steps.{name}.")
     return chain.Step(name=name, verb=verb, config=made, needs=needs)
@@ -104,13 +111,14 @@ def _needs(value: Any) -> Iterator[str]:
             yield from _needs(inner)
 
 
-def _resolved(value: Any, out: Path) -> Any:
+def _resolved(value: Any, outs: dict[str, str]) -> Any:
     if isinstance(value, str) and value.startswith("@"):
-        return str(out / value[1:])
+        # An unknown step stays as it is written: the chain's own check names it.
+        return outs.get(value[1:], value)
     if isinstance(value, dict):
-        return {k: _resolved(v, out) for k, v in value.items()}
+        return {k: _resolved(v, outs) for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolved(v, out) for v in value]
+        return [_resolved(v, outs) for v in value]
     return value
 
 

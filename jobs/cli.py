@@ -79,7 +79,10 @@ def demo(overrides: tuple[str, ...], **flags: Any) -> None:
     """
     from jobs import command, demo_videos
 
-    if not any(text.startswith(("source=", "steps.curate.source=")) for text in overrides):
+    if any(text.startswith(("source=", "steps.curate.source=")) for text in overrides):
+        # The captions that come with the recipe belong to its own videos.
+        overrides = ('steps.curate.captions={captioners = ["sidecar", "name"]}', *overrides)
+    elif not flags["dry_run"]:
         demo_videos.unpack()
     command.run(RECIPES / "demo.toml", overrides, command.Flags(**flags))
 
@@ -130,7 +133,7 @@ def evaluate(recipe: Path, overrides: tuple[str, ...], **flags: Any) -> None:
 @_recipe
 @click.option("--json", "as_json", is_flag=True, help="One JSON line instead of a table.")
 def show(recipe: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
-    """Print the resolved recipe, its digest and its plan."""
+    """Print the resolved recipe and its digest."""
     from jobs import command
 
     command.show(recipe, overrides, as_json=as_json)

@@ -41,6 +41,7 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
         tracking_uri=made.tracking_uri,
         show=render.Progress(quiet=flags.quiet),
         resume=not flags.no_resume,
+        on_stop=render.stopping,
     ) as surroundings:
         result = module.run(made, context=surroundings)
     _end(result, flags)
@@ -62,6 +63,7 @@ def run(recipe: Path, overrides: Sequence[str], flags: Flags) -> None:
         tracking_uri=made.tracking_uri,
         show=render.Progress(quiet=flags.quiet),
         resume=not flags.no_resume,
+        on_stop=render.stopping,
     ) as surroundings:
         result = chain.run(made, context=surroundings, report=report.write)
     if not flags.as_json:
@@ -72,7 +74,7 @@ def run(recipe: Path, overrides: Sequence[str], flags: Flags) -> None:
 
 
 def show(recipe: Path, overrides: Sequence[str], *, as_json: bool) -> None:
-    """Print a resolved recipe with its digest and plan."""
+    """Print a resolved recipe with its digest."""
     flags = Flags(as_json=as_json)
     table = config.read(recipe, overrides)
     from pipelines import chain
@@ -112,8 +114,8 @@ def _keys(table: dict[str, Any], name: str, recipe: Path) -> dict[str, Any]:
 
 
 def _addressed(table: dict[str, Any], flags: Flags) -> dict[str, Any]:
-    if flags.address:
-        table.setdefault("cluster", {})["address"] = flags.address
+    if flags.address and isinstance(table.setdefault("cluster", {}), dict):
+        table["cluster"]["address"] = flags.address
     return table
 
 

@@ -4,6 +4,7 @@ A terminal gets one live line per stage; anything else gets plain lines, at most
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -33,6 +34,11 @@ def out(text: str) -> None:
     """Write a result to standard output."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def stopping() -> None:
+    """Answer the first Ctrl-C; a plain write, because a signal may arrive in the middle of another."""
+    os.write(2, b"\nkinoray: stopping after what is in flight; once more stops at once\n")
 
 
 def result(values: Mapping[str, Any], *, as_json: bool) -> None:

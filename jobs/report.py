@@ -5,12 +5,12 @@ One self-contained file: videos are embedded, nothing is loaded from anywhere, e
 
 import base64
 import html
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.events import read_events
 from ingest.files import atomic_write
 from ingest.shards import read_payload
 from ingest.store import Dataset
@@ -19,6 +19,8 @@ from pipelines.identity import code_version
 from pipelines.manifest import read_set
 
 Row = Mapping[str, Any]
+KINORAY = ".venv/bin/kinoray"
+MOST_SAMPLES = 48
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;color:#1c2330;background:#fff}
 h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid #d8dde6}
@@ -61,10 +63,10 @@ def screen(result: ChainResult) -> list[str]:
 
 
 def _next_commands(result: ChainResult) -> list[str]:
-    commands = ["kinoray demo source=PATH_TO_YOUR_VIDEOS out=runs/mine"]
+    commands = [f"{KINORAY} demo source=PATH_TO_YOUR_VIDEOS out=runs/mine"]
     if any(step["verb"] == "curate" for step in result.steps.values()):
         commands.append(
-            "kinoray curate jobs/recipes/curate.toml source=PATH_TO_YOUR_VIDEOS out=datasets/mine"
+            f"{KINORAY} curate jobs/recipes/curate.toml source=PATH_TO_YOUR_VIDEOS out=datasets/mine"
         )
     return commands
 
@@ -170,8 +172,7 @@ def _losses(path: Path) -> dict[int, float]:
     """Return the loss of each step; after a continuation the later line of a repeated step counts."""
     found: dict[int, float] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            event = json.loads(line)
+        for event in read_events(path):
             if event.get("event") == "step":
                 found[event["step"]] = event["loss"]
     return found
@@ -180,7 +181,7 @@ def _losses(path: Path) -> dict[int, float]:
 def _sample(step: Row) -> list[str]:
     folder = Path(step["set"])
     cards = []
-    for row in read_set(folder):
+    for row in read_set(folder)[:MOST_SAMPLES]:
         if row["status"] == "done":
             video = (folder / row["view_path"]).read_bytes()
             cards.append(

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from cluster.session import Cluster
 from pipelines import curate, evaluate, sample, train
 from pipelines.context import Context, Recorder, recorded
-from pipelines.identity import plain
-from pipelines.output import Claim, claim, finish
+from pipelines.identity import HOW_TO_RUN, plain
+from pipelines.output import Claim, claim
 from pipelines.plan import Plan
 
 VERBS = {"curate": curate, "train": train, "sample": sample, "evaluate": evaluate}
@@ -99,7 +99,7 @@ def run(
     config: Config, *, context: Context, report: Callable[[ChainResult], Path] | None = None
 ) -> ChainResult:
     """Run the steps in order and stop at the first that is interrupted or incomplete."""
-    claimed = claim(config.out, "run", {"name": config.name}, inputs={}, resume=context.resume)
+    claimed = claim(config.out, "run", _identity(config), inputs={}, resume=context.resume)
     results: dict[str, dict[str, Any]] = {}
     status = "done"
     tracked = {"name": config.name, "seed": config.seed}
@@ -110,6 +110,9 @@ def run(
             result = VERBS[step.verb].run(step.config, context=inner)
             results[step.name] = plain(result)
             status = result.status
+            last = number == len(config.steps)
+            if status == "done" and context.stop.requested and not last:
+                status = "interrupted"
             if status != "done":
                 break
         made = ChainResult(
@@ -125,6 +128,15 @@ def run(
         return _finished(made, claimed, recorder, report)
 
 
+def _identity(config: Config) -> dict[str, Any]:
+    """Return what the steps make: a step that would be refused later must not run after one that already worked."""
+    steps = {
+        step.name: {k: v for k, v in plain(step.config).items() if k not in HOW_TO_RUN}
+        for step in config.steps
+    }
+    return {"name": config.name, "steps": steps}
+
+
 def _finished(
     made: ChainResult,
     claimed: Claim,
@@ -135,7 +147,7 @@ def _finished(
         page = report(made)
         recorder.run.log_artifact(page, "")
         made = replace(made, report=str(page))
-    finish(claimed, plain(made))
+    recorder.finish(claimed, plain(made))
     return made
 
 

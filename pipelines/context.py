@@ -14,14 +14,16 @@ from typing import Any
 
 from cluster.events import EventLog
 from cluster.interrupt import Interrupt
+from cluster.recording import Run, Status
 from cluster.session import Cluster, session
-from cluster.tracking import Run, Tracker, embedded_uri
+from cluster.tracking import Tracker, embedded_uri
 from ingest.files import atomic_write
 from pipelines.identity import code_version, plain
-from pipelines.output import Claim, read_json
+from pipelines.output import Claim, finish, read_json
 
 STATE = Path(".kinoray")
 EXPERIMENT = "kinoray"
+ENDINGS: dict[str, Status] = {"done": "FINISHED", "incomplete": "FAILED", "interrupted": "KILLED"}
 Show = Callable[[Mapping[str, Any]], None]
 
 
@@ -56,12 +58,20 @@ class Context:
 
 @contextlib.contextmanager
 def opened(
-    *, cluster: Cluster, tracking_uri: str, show: Show = silent, resume: bool = True
+    *,
+    cluster: Cluster,
+    tracking_uri: str,
+    show: Show = silent,
+    resume: bool = True,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[Context]:
-    """Open the surroundings of a run and take everything down at the end."""
+    """Open the surroundings of a run and take everything down at the end; `on_stop` answers the first Ctrl-C."""
     uri = tracking_uri or embedded_uri(STATE.resolve())
-    with contextlib.ExitStack() as exits, Interrupt() as stop:
-        tracker = Tracker(uri, spool=STATE.resolve() / "tracking-spool")
+    with contextlib.ExitStack() as exits, Interrupt(on_stop) as stop:
+        spool = STATE.resolve() / "tracking-spool"
+        tracker = Tracker(
+            uri, spool=spool, warn=lambda text: show({"event": "warning", "text": text})
+        )
         yield Context(
             cluster=cluster, tracker=tracker, stop=stop, show=show, resume=resume, _exits=exits
         )
@@ -77,6 +87,7 @@ class Recorder:
         self._verb = verb
         self._log = EventLog(claimed.folder / "events.jsonl")
         self._started_s = time.monotonic()
+        self.status = "done"
         self._paces: dict[str, tuple[float, int]] = {}
         self.run: Run = _tracked(context, claimed, name=name, config=config, verb=verb)
 
@@ -107,6 +118,11 @@ class Recorder:
         self._log.emit(verb=self._verb, event="step", step=step, **numbers)
         self.run.log_metrics(dict(numbers), step)
 
+    def finish(self, claimed: Claim, result: dict[str, Any]) -> None:
+        """Write the result of the run; its status is how the tracker will see it end."""
+        finish(claimed, result)
+        self.status = result["status"]
+
     @property
     def wall_s(self) -> float:
         """Seconds since the run was begun here."""
@@ -131,7 +147,7 @@ def recorded(
     except BaseException:
         recorder.run.end("FAILED")
         raise
-    recorder.run.end("FINISHED")
+    recorder.run.end(ENDINGS[recorder.status])
 
 
 def _tracked(context: Context, claimed: Claim, *, name: str, config: object, verb: str) -> Run:

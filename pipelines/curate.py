@@ -21,10 +21,11 @@ from ingest.keep import Keep
 from ingest.sources import Source, fingerprint, list_sources, unit_id
 from ingest.store import Dataset
 from ingest.unit import Unit, curate_unit, duplicate_rows, failed_rows, with_attempts
+from pipelines import captioned
 from pipelines.committer import Committer
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import digest, plain, recipe_digest
-from pipelines.output import Occupied, claim, finish, move_aside
+from pipelines.output import Occupied, claim, move_aside
 from pipelines.plan import Plan
 
 VERB = "curate"
@@ -49,8 +50,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check shares and counts."""
-        if not self.source:
-            raise ValueError("source: at least one folder, glob or file")
+        if not self.source or not all(self.source):
+            raise ValueError("source: at least one folder, glob or file, none of them empty")
         if not 0 <= self.max_failed_share <= 1:
             raise ValueError("max_failed_share: between 0 and 1")
         if self.max_attempts < 1:
@@ -100,17 +101,21 @@ def run(config: Config, *, context: Context) -> Result:
         move_aside(config.out)
     dataset = Dataset.create(config.out, config.prep.contract, config.prep)
     listed = digest([[s.uri, s.bytes, s.mtime_ns] for s in sources])
-    folder = config.out / "runs" / digest([recipe_digest(config), listed])[:12]
-    claimed = claim(folder, VERB, config, inputs={"sources": listed}, resume=True)
+    said = captioned.digests(config.captions, sources)
+    folder = config.out / "runs" / digest([recipe_digest(config), listed, digest(said)])[:12]
+    claimed = claim(
+        folder, VERB, config, inputs={"sources": listed, "captions": digest(said)}, resume=True
+    )
     if claimed.finished:
         return Result(**claimed.finished)
+    captioned.note(config.out, folder, said)
     with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
         work = _Work(config, dataset, context, recorder, app_id=f"{VERB}/{claimed.digest}")
         units = work.units(sources)
         work.give_fates(units)
         result = _result(work, units)
         _record(recorder, result, dataset)
-        finish(claimed, plain(result))
+        recorder.finish(claimed, plain(result))
     return result
 
 
@@ -153,11 +158,12 @@ class _Work:
         todo = [unit for unit in units if unit.unit_id not in known]
         first = self._first_of_each(units)
         fresh = [u for u in todo if first.get(u.source_sha256, u.unit_id) == u.unit_id]
+        named = {unit.unit_id: unit for unit in fresh}
         done = len(units) - len(todo)
         if done:
             self.recorder.stage(f"{done} of {len(units)} videos have their fate, continuing")
         for unit in todo:
-            if unit not in fresh:
+            if unit.unit_id not in named:
                 self._committer.add(
                     duplicate_rows(unit, duplicate_of=unit.source_sha256, **self._rules)
                 )
@@ -165,7 +171,7 @@ class _Work:
         try:
             for outcome in self._curated(fresh):
                 done += 1
-                self._take(outcome, {u.unit_id: u for u in fresh}[outcome.key])
+                self._take(outcome, named[outcome.key])
                 self.recorder.progress(
                     done, len(units), text=f"{self.source_s / 60:.1f} video minutes"
                 )

@@ -11,8 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.spool import without_secrets
 from ingest.files import atomic_write
 from pipelines.identity import HOW_TO_RUN, code_version, digest, plain, recipe_digest
+
+
+class WrongInput(ValueError):
+    """An input of a run is not what the recipe says it is."""
+
+    exit_code = 2
 
 
 class Occupied(Exception):
@@ -58,14 +65,16 @@ def claim(
         raise Occupied(str(folder), f"was made by another recipe ({_difference(written, recipe)})")
     if written is None:
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / "recipe.json", to_json(recipe | code_version()))
+        # A tracking URI may hold a password; the copy on disk may not.
+        text = without_secrets(to_json(recipe | code_version()).decode())
+        atomic_write(folder / "recipe.json", text.encode())
     return Claim(
         folder=folder, digest=identity, finished=_complete(read_json(folder / "result.json"))
     )
 
 
 def finish(claimed: Claim, result: dict[str, Any]) -> None:
-    """Write the result of the run; only a result whose status is "done" or "incomplete" counts as an end."""
+    """Write the result of the run; only a result whose status is "done" counts as an end."""
     atomic_write(claimed.folder / "result.json", to_json(result))
 
 
@@ -91,7 +100,8 @@ def to_json(value: Mapping[str, Any]) -> bytes:
 def _holds_something(folder: Path) -> bool:
     if folder.exists() and not folder.is_dir():
         raise Occupied(str(folder), "is a file, not a folder")
-    return folder.is_dir() and any(folder.iterdir())
+    # What a kill left of a file that was being written belongs to nobody.
+    return folder.is_dir() and any(".writing-" not in path.name for path in folder.iterdir())
 
 
 def move_aside(folder: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest.store import Dataset
+from pipelines.output import WrongInput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +21,7 @@ class Prompt:
 def read_prompts(path: Path, limit: int | None) -> list[Prompt]:
     """Return the first `limit` distinct prompts of `path`, in its order; a dataset's in the order of its clips.
 
-    Raises FileNotFoundError when there is no such file or dataset, ValueError when it holds no prompt.
+    Raises FileNotFoundError when there is no such file or dataset, WrongInput when it holds no prompt.
     """
     if path.is_dir():
         texts = [row["caption"] or "" for row in Dataset.open(path).kept_clips().to_pylist()]
@@ -33,7 +34,7 @@ def read_prompts(path: Path, limit: int | None) -> list[Prompt]:
     clean = [unicodedata.normalize("NFC", text.strip()) for text in texts]
     distinct = list(dict.fromkeys(text for text in clean if text))
     if not distinct:
-        raise ValueError(f"{path}: holds no prompt")
+        raise WrongInput(f"{path}: holds no prompt")
     return [Prompt(id=prompt_id(text), text=text) for text in distinct[:limit]]
 
 
@@ -43,7 +44,10 @@ def prompt_id(text: str) -> str:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise WrongInput(f"{path}: is not UTF-8 text") from None
     return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
@@ -51,7 +55,7 @@ def _jsonl(path: Path, number: int, line: str) -> str:
     try:
         found = json.loads(line)["prompt"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f'{path}, line {number}: not an object with a "prompt"') from None
+        raise WrongInput(f'{path}, line {number}: not an object with a "prompt"') from None
     if not isinstance(found, str):
-        raise ValueError(f'{path}, line {number}: "prompt" is not a text')  # noqa: TRY004  the user's file
+        raise WrongInput(f'{path}, line {number}: "prompt" is not a text')
     return found

@@ -12,14 +12,15 @@ from typing import Any, Literal
 from cluster import pool
 from cluster.session import Cluster
 from ingest.tables import Table
-from models import noise, windows
+from models import noise, samplers, windows
+from models.diffusion import Schedule
 from pipelines import weights
 from pipelines.context import Context, Recorder, recorded
 from pipelines.generator import Generator, Weights
 from pipelines.identity import code_version, digest, plain
 from pipelines.manifest import FOLDER, KEY, SCHEMA, Writer, failed_row, read_set
 from pipelines.order import Order
-from pipelines.output import claim, finish
+from pipelines.output import claim
 from pipelines.plan import Plan
 from pipelines.prompts import Prompt, read_prompts
 
@@ -35,6 +36,10 @@ class Solver:
     steps: int = 10
     guidance_scale: float = 1.0
     threshold: Literal["none", "static", "dynamic"] = "static"
+
+    def __post_init__(self) -> None:
+        """Refuse what no schedule of ours can be solved with."""
+        samplers.Sampling(schedule=Schedule(), **plain(self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +81,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check counts and shares."""
-        if self.num_seeds < 1 or self.num_actors < 1 or self.micro_batch < 1:
-            raise ValueError("num_seeds, num_actors and micro_batch: at least 1")
+        counts = (self.num_seeds, self.num_actors, self.micro_batch, self.threads_per_actor)
+        if min(counts) < 1:
+            raise ValueError("num_seeds, num_actors, micro_batch, threads_per_actor: at least 1")
         if self.max_prompts is not None and self.max_prompts < 1:
             raise ValueError("max_prompts: at least 1")
         if not 0.0 <= self.augment_level < 1.0:
@@ -125,11 +131,11 @@ def run(config: Config, *, context: Context) -> Result:
     asked = {"prompts": digest([p.text for p in prompts])}
     inputs = asked | {name: loaded.digest for name, loaded in roles.items()}
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
-    if claimed.finished:
+    if claimed.finished and len(_present(config.out)) >= claimed.finished["asked"]:
         return Result(**claimed.finished)
     with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
         table = Table.create(config.out / FOLDER, SCHEMA, key=KEY)
-        known = {row["identity"] for row in read_set(config.out) if row["status"] == "done"}
+        known = _present(config.out)
         todo = [order for order in orders if order.identity not in known]
         if len(todo) < len(orders):
             recorder.stage(
@@ -148,8 +154,20 @@ def run(config: Config, *, context: Context) -> Result:
         result = _result(config, orders, context, recorder)
         recorder.run.log_metrics(_numbers(result), 0)
         recorder.run.set_tags({"kinoray.set": result.digest})
-        finish(claimed, plain(result))
+        recorder.finish(claimed, plain(result))
     return result
+
+
+def _present(folder: Path) -> set[str]:
+    """Return the samples that are done and whose files are there; what somebody removed is made again."""
+    if not (folder / FOLDER).exists():
+        return set()
+    paths = ("base_path", "lossless_path", "view_path")
+    return {
+        row["identity"]
+        for row in read_set(folder)
+        if row["status"] == "done" and all((folder / row[path]).exists() for path in paths)
+    }
 
 
 def _roles(config: Config) -> dict[str, weights.Loaded]:
@@ -159,6 +177,7 @@ def _roles(config: Config) -> dict[str, weights.Loaded]:
     }
     if config.ssr is not None:
         loaded["ssr"] = weights.load(config.ssr, "ssr")
+    weights.check_together(loaded)
     return loaded
 
 
@@ -179,6 +198,9 @@ def _orders(
         "frames": spec.frames,
         "fps": spec.fps,
         "noise": noise.NOISE_ID,
+        # Kernels differ by batch and thread count, so these decide bits as well.
+        "micro_batch": config.micro_batch,
+        "threads": config.threads_per_actor,
     }
     orders = []
     for prompt in prompts:

@@ -23,7 +23,7 @@ from models.ssr import Config as SsrConfig
 from pipelines import saved, training, weights
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import plain
-from pipelines.output import claim, finish
+from pipelines.output import WrongInput, claim
 from pipelines.plan import Plan
 from pipelines.training import Optimizer
 
@@ -73,6 +73,19 @@ class Config:
             raise ValueError("steps, num_workers and checkpoint_every: at least 1")
         if self.global_batch < self.num_workers:
             raise ValueError(f"global_batch: at least num_workers ({self.num_workers})")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if self.frames < 1 or self.threads_per_worker < 1 or self.text_length < 1:
+            raise ValueError("frames, threads_per_worker and text_length: at least 1")
+        if not 0.0 <= self.caption_dropout <= 1.0:
+            raise ValueError("caption_dropout: between 0 and 1")
+        network = self.ssr.network if self.ssr else self.model
+        if network is not None and network.sample_px % network.px_multiple:
+            raise ValueError(
+                f"sample_px: {network.sample_px} must divide by {network.px_multiple}, "
+                f"for {len(network.widths)} levels"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,14 +121,15 @@ def run(config: Config, *, context: Context) -> Result:
     dataset = Dataset.open(config.dataset)
     clips = dataset.kept_clips()
     if clips.num_rows == 0:
-        raise ValueError(
+        raise WrongInput(
             f"{config.dataset}: no clip was kept, nothing to train on; next: look at its fates"
         )
     view = dataset.freeze_view(clips)
     base = weights.load(config.base, "base") if config.base else None
     inputs = {"dataset": view.digest} | ({"base": base.digest} if base else {})
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
-    if claimed.finished:
+    whole = (weights.checkpoint_folder(config.out) / "checkpoint.json").exists()
+    if claimed.finished and whole:
         return Result(**claimed.finished)
     job = _job(config, dataset, view, base, claimed.digest)
     name = f"{VERB}-{config.role}"
@@ -124,7 +138,7 @@ def run(config: Config, *, context: Context) -> Result:
         context.start_cluster()
         _fit(config, job, context, recorder)
         result = _result(config, job, view, recorder)
-        finish(claimed, plain(result))
+        recorder.finish(claimed, plain(result))
     return result
 
 
@@ -155,15 +169,22 @@ def _job(
 def _spec(config: Config, dataset: Dataset, base: weights.Loaded | None) -> weights.Spec:
     contract = dataset.contract
     if base is not None:
+        multiple = base.spec.network.frames_multiple
+        if contract.frames % multiple:
+            raise WrongInput(
+                f"clips of {contract.frames} frames do not divide by the base's {multiple}"
+            )
         if base.spec.frames != contract.frames:
-            raise ValueError(
+            raise WrongInput(
                 f"the base was trained on clips of {base.spec.frames} frames, "
                 f"{config.dataset} holds clips of {contract.frames}"
             )
         return replace(base.spec, role="motion")
     network = config.ssr.network if config.ssr else config.model
     if network is None:
-        raise ValueError("model: Field required")
+        raise WrongInput("model: Field required")
+    if config.ssr and config.frames > contract.frames:
+        raise WrongInput(f"frames: {config.frames} is more than the {contract.frames} of a clip")
     return weights.Spec(
         role=config.role,
         network=network,

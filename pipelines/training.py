@@ -42,6 +42,13 @@ class Optimizer:
     clip_norm: float = 1.0
     ema_decay: float = 0.99
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.warmup_steps < 0 or self.learning_rate < 0 or self.clip_norm <= 0:
+            raise ValueError("warmup_steps and learning_rate: at least 0; clip_norm: above 0")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError("ema_decay: at least 0 and below 1")
+
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step, 0 <= step < steps."""
         if step < self.warmup_steps:

@@ -15,6 +15,7 @@ from models.conditioning import HashedText
 from models.diffusion import Schedule
 from models.ssr import Config as SsrConfig
 from pipelines.identity import plain
+from pipelines.output import WrongInput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,7 @@ def load(folder: Path, role: stunet.Role) -> Loaded:
     """Read the finished checkpoint under a training's output folder; ValueError when it has another role."""
     found = checkpoint.load(checkpoint_folder(folder))
     if found.role != role:
-        raise ValueError(f"{folder} holds a {found.role} checkpoint where a {role} one is needed")
+        raise WrongInput(f"{folder} holds a {found.role} checkpoint where a {role} one is needed")
     return Loaded(
         spec=Spec.from_json(found.spec),
         state=found.tensors["params"],
@@ -100,15 +101,27 @@ def role_state(model: stunet.STUNet, role: stunet.Role) -> dict[str, torch.Tenso
 
 def video_model(base: Loaded, motion: Loaded) -> stunet.STUNet:
     """Return base and motion as one network; ValueError unless the motion was trained over this base."""
-    if motion.parents.get("base") != base.digest:
-        raise ValueError(
-            f"the motion checkpoint was trained over base {motion.parents.get('base', '?')[:12]}, "
-            f"not over {base.digest[:12]}"
-        )
+    check_together({"base": base, "motion": motion})
     model = stunet.build(motion.spec.network, seed=0)
     stunet.load_base(model, base.state)
     stunet.load_motion(model, motion.state)
     return model.eval()
+
+
+def check_together(loaded: Mapping[str, Loaded]) -> None:
+    """Raise WrongInput unless the motion was trained over this base and the SSR takes its size."""
+    base, motion = loaded["base"], loaded["motion"]
+    if motion.parents.get("base") != base.digest:
+        raise WrongInput(
+            f"motion: was trained over base {motion.parents.get('base', '?')[:12]}, "
+            f"not over {base.digest[:12]}"
+        )
+    if "ssr" in loaded and (made := loaded["ssr"].spec.ssr) is not None:
+        low, high = motion.spec.network.sample_px, made.sample_px
+        if low * made.scale != high:
+            raise WrongInput(
+                f"ssr: makes {high} px from {high // made.scale} px, the base makes {low} px"
+            )
 
 
 def ssr_model(loaded: Loaded) -> stunet.STUNet:

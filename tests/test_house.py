@@ -1,4 +1,4 @@
-"""The house rules that no linter knows: sizes, exceptions that travel, no file without its test."""
+"""The house rules that no linter knows: sizes, names, exceptions that travel, no registry address."""
 
 import ast
 import importlib

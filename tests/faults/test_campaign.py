@@ -27,8 +27,8 @@ def test_twenty_kills_at_random_moments(tmp_path, tiny_videos):
     kills = 0
     while kills < NUM_KILLS:
         # A fresh start now and then, so that early stages are hit as often as late ones.
-        if kills in (7, 14):
-            (folders["killed"] / "out").rename(tmp_path / f"before-{kills}")
+        if kills in (7, 14) and (folders["killed"] / "out").exists():
+            (folders["killed"] / "out").rename(tmp_path / f"before-{time.time_ns()}")
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs", "run", "tiny.toml", "--quiet"],
             cwd=folders["killed"],
@@ -38,7 +38,9 @@ def test_twenty_kills_at_random_moments(tmp_path, tiny_videos):
         )
         time.sleep(draw.uniform(4, 40))
         if process.poll() is not None:
-            (folders["killed"] / "out").rename(tmp_path / f"finished-{kills}")
+            # It was faster than the draw: then it must have ended well, and a new one begins.
+            assert process.returncode == 0
+            (folders["killed"] / "out").rename(tmp_path / f"finished-{time.time_ns()}")
             continue
         process.send_signal(signal.SIGKILL)
         process.wait(30)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import _guarded
+from pipelines import curate, output
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RECIPES = CHECKOUT / "jobs" / "recipes"
@@ -120,3 +121,68 @@ def test_every_recipe_reads(capsys):
         assert _guarded(["show", str(path)]) == 0, path
         assert path.read_text().startswith("# "), path
     assert "sample_px" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "said"),
+    [
+        (
+            "sample",
+            ["base_solver.steps=30"],
+            "base_solver: sampler ddim needs steps that divide 1000",
+        ),
+        ("base", ["model.sample_px=30"], "sample_px: 30 must divide by 4"),
+        ("base", ["frames=0"], "frames, threads_per_worker and text_length: at least 1"),
+        ("base", ["caption_dropout=3"], "caption_dropout: between 0 and 1"),
+        ("base", ["optimizer.warmup_steps=-1"], "warmup_steps"),
+        ("curate", ["prep.preset=bogus"], "prep.preset: Input should be"),
+        ("curate", ["source="], "source: at least one folder"),
+        ("demo", ["steps.base=3"], "steps.base: is a value, not a table"),
+        ("demo", ["steps.motion.base=@bass"], "@bass is not a step"),
+        ("evaluate", ["sets=nowhere"], "nowhere/manifest: no such table"),
+    ],
+)
+def test_wrong_values_are_told_before_anything_runs(recipe, words, said, capsys, tmp_path):
+    verb = (
+        "run"
+        if recipe == "demo"
+        else recipe
+        if recipe in {"sample", "curate", "evaluate"}
+        else "train"
+    )
+    assert _guarded([verb, str(RECIPES / f"{recipe}.toml"), *words, "--quiet"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not [p for p in tmp_path.iterdir() if p.name != ".kinoray"]
+
+
+def test_a_step_may_live_elsewhere(capsys):
+    assert (
+        _guarded(["show", str(RECIPES / "demo.toml"), "steps.curate.out=elsewhere", "--json"]) == 0
+    )
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert recipe["base"]["dataset"] == recipe["curate"]["out"] == "elsewhere"
+
+
+def test_a_password_does_not_reach_the_disk(tiny_videos, tmp_path):
+    out = tmp_path / "out"
+    config = curate.Config(
+        source=(str(tiny_videos),), out=out, tracking_uri="http://me:SECRET@host/x"
+    )
+    output.claim(out, "curate", config, inputs={}, resume=True)
+    assert "host/x" in (out / "recipe.json").read_text()
+    assert "SECRET" not in (out / "recipe.json").read_text()
+
+
+def test_a_half_written_recipe_does_not_wedge_a_folder(tiny_videos, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".recipe.json.writing-123-abc").write_text("{")
+    config = curate.Config(source=(str(tiny_videos),), out=out)
+    first = output.claim(out, "curate", config, inputs={}, resume=True)
+    assert output.claim(out, "curate", config, inputs={}, resume=True) == first
+    with pytest.raises(output.Occupied, match="another recipe"):
+        output.claim(out, "curate", config, inputs={"x": "1"}, resume=True)
+    output.claim(out, "curate", config, inputs={"x": "1"}, resume=False)
+    assert len(list(tmp_path.glob("out.old-*"))) == 1

@@ -136,10 +136,10 @@ def test_the_report_stands_alone(chain):
     assert "<script" not in page
 
 
-def test_nothing_secret_and_nothing_left_over(chain):
+def test_nothing_is_left_over(chain):
     events = (chain.folder / "out" / "base" / "events.jsonl").read_text().splitlines()
     assert all(json.loads(line)["time"] > 0 for line in events)
-    assert not list((chain.folder / "out").rglob("*.part"))
+    assert not list((chain.folder / "out").rglob(".*.writing-*"))
     assert not (chain.folder / "out" / "base" / "ray-train").exists()
 
 
@@ -157,7 +157,7 @@ def test_an_incomplete_set_is_refused(chain, tmp_path):
 def test_another_recipe_in_the_same_folder_is_refused(chain):
     ran = kinoray(chain.folder, "run", "tiny.toml", "steps.base.steps=3", "--json", "--quiet")
     assert ran.code == 2
-    assert "was made by another recipe (steps was 2, is 3)" in ran.told["error"]
+    assert "was made by another recipe (steps.base.steps was 2, is 3)" in ran.told["error"]
     assert "--no-resume" in ran.told["next"]
     loaded = weights.load(chain.folder / "out" / "base", "base")
     assert loaded.digest == chain.told["steps"]["base"]["digest"]
@@ -178,3 +178,23 @@ def test_needs_are_checked_before_anything_starts(tmp_path):
 def test_pixels_round_trip():
     x = torch.linspace(-1, 1, 256).reshape(1, 1, 1, 1, 256).expand(1, 3, 1, 1, 256)
     assert pixels(x)[0, 0, :, 0].tolist() == list(range(256))
+
+
+def test_other_videos_are_refused_before_anything_is_touched(chain):
+    before = Dataset.open(chain.folder / "out" / "curate").digest()
+    ran = kinoray(chain.folder, "run", "tiny.toml", "source=elsewhere", "--json", "--quiet")
+    assert ran.code == 2
+    assert "steps.curate.source was" in ran.told["error"]
+    assert Dataset.open(chain.folder / "out" / "curate").digest() == before
+
+
+def test_a_removed_video_is_made_again(chain, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(chain.folder, folder, ignore=shutil.ignore_patterns(".kinoray"))
+    row = read_set(folder / "out" / "sample")[0]
+    lost = folder / "out" / "sample" / row["view_path"]
+    lost.unlink()
+    again = kinoray(folder, "run", "tiny.toml", "--json")
+    assert again.code == 0, again.err[-2000:]
+    assert lost.exists()
+    assert again.told["steps"]["sample"]["digest"] == chain.told["steps"]["sample"]["digest"]

@@ -118,7 +118,7 @@ def test_motion_leaves_its_base_alone_and_names_it(tiny, tmp_path):
     training.train(told, ALONE, Posts())
     motion = weights.load(tmp_path / "motion", "motion")
     assert motion.parents == {"base": base.digest}
-    assert not set(motion.state) & set(base.state) or motion.state.keys() != base.state.keys()
+    assert not set(motion.state) & set(base.state)
     model = weights.video_model(base, motion)
     for name, tensor in stunet.base_state(model).items():
         assert torch.equal(tensor, base.state[name])
