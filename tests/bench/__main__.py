@@ -1,7 +1,7 @@
 """Speed as ratios, each against a named bound or peer in the same run: `make bench` prints the table and keeps it.
 
 curate: CPU seconds of one source through the whole unit against one bare ffmpeg that decodes, selects 16 fps, scales and
-encodes the same video once. read: verified payload reads against the same bytes through np.memmap. executor: units a second
+encodes the same video once. read: verified payload reads against np.memmap with the same CRC. executor: units a second
 through the pool against bare Ray tasks.
 """
 
@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -125,7 +126,7 @@ def read(folder: Path) -> list[Row]:
     def plain() -> None:
         for i in order:
             row = rows[i]
-            int(maps[row["shard"]][row["offset"] : row["offset"] + row["length"] : 4096].sum())
+            zlib.crc32(maps[row["shard"]][row["offset"] : row["offset"] + row["length"]])
 
     def verified() -> None:
         for i in order:
@@ -138,7 +139,7 @@ def read(folder: Path) -> list[Row]:
         (
             "random payload reads",
             rate,
-            f"np.memmap, a byte a page: {len(order) / peer:.0f}",
+            f"np.memmap and the same CRC: {len(order) / peer:.0f}",
             f"{peer / ours:.2f}",
         )
     ]
