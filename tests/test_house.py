@@ -16,7 +16,6 @@ FILES = sorted(
 )
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 45
 WORDS_FOR_NOTHING = re.compile(r"util|common|helper|manager|misc|handler|processor")
-HOSTS = re.compile(r"pypi\.[a-z]{3}|pythonhosted|registry\.npm", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CHECKOUT)))
@@ -56,9 +55,8 @@ def test_exceptions_travel_between_processes():
         assert str(back) == str(error)
 
 
-def test_no_registry_address_and_no_cpu_build_in_the_lock():
+def test_the_lock_names_no_address_and_no_local_build():
     lock = (CHECKOUT / "requirements.lock").read_text()
     assert "+cpu" not in lock
-    for path in CHECKOUT.glob("*"):
-        if path.is_file() and path.suffix in {"", ".md", ".toml", ".lock", ".txt"}:
-            assert not HOSTS.search(path.read_text(errors="replace")), path
+    assert "://" not in lock
+    assert lock.count("--hash=sha256:") > 1000
