@@ -61,4 +61,4 @@ $(ARCHIVES)/.fetched: jobs/recipes/demo-archives.txt | $(STAMP)
 
 lock: $(STAMP)
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+	  --no-emit-find-links --python-version 3.11 --extra dev --extra lance pyproject.toml -o requirements.lock
