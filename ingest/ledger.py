@@ -8,7 +8,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from ingest.clip import ledger_schema
+from ingest.schema import ledger_schema
 from ingest.sources import Source
 
 MESSAGE_CHARS = 500

@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from ingest.caption import Captions
-from ingest.clip import Prep, captions_schema, clip_id
+from ingest.clip import Prep, clip_id
 from ingest.decode import check_payload
 from ingest.encode import encode_clip
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, base_row, source_row, to_table
 from ingest.reading import Reading
+from ingest.schema import captions_schema
 from ingest.scores import score
 from ingest.shards import ShardWriter
 from ingest.shots import CutFinder, Window, WindowFinder

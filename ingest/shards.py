@@ -18,7 +18,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from ingest.clip import payload_schema
+from ingest.schema import payload_schema
 
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 64

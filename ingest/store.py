@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from ingest import views
 from ingest.balance import Balance, balance
-from ingest.clip import Contract, Prep, captions_schema, digest_of, ledger_schema
+from ingest.clip import Contract, Prep, digest_of
+from ingest.schema import captions_schema, ledger_schema
 from ingest.shards import storage_error
 from ingest.tables import NotATable, Table
 

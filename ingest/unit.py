@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from ingest import ffmpeg
 from ingest.caption import Captions
-from ingest.clip import Prep, ledger_schema
+from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, source_row, to_table
 from ingest.onepass import OnePass
 from ingest.reading import Reading
+from ingest.schema import ledger_schema
 from ingest.shards import ShardWriter
 from ingest.sources import (
     Source,

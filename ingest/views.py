@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ingest.clip import SCORES, digest_of, view_schema
+from ingest.clip import digest_of
 from ingest.files import atomic_write
+from ingest.schema import SCORES, view_schema
 
 CLIP_COLUMNS = [
     "source_uri",

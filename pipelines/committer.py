@@ -4,7 +4,7 @@ import time
 
 import pyarrow as pa
 
-from ingest.clip import captions_schema
+from ingest.schema import captions_schema
 from ingest.store import Dataset
 
 COMMIT_EVERY_S = 1.0

@@ -6,18 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.clip import (
-    LIMITS,
-    SCORES,
-    Contract,
-    Prep,
-    captions_schema,
-    clip_id,
-    ledger_schema,
-    payload_schema,
-    payload_size,
-    view_schema,
-)
+from ingest.clip import LIMITS, Contract, Prep, clip_id, payload_size
+from ingest.schema import SCORES, captions_schema, ledger_schema, payload_schema, view_schema
 
 WHERE = {
     "source_sha256": "ab" * 32,

@@ -1,7 +1,7 @@
 import pytest
 
-from ingest.clip import ledger_schema
 from ingest.ledger import Fate, Unit, base_row, printable, source_id, source_row, to_table
+from ingest.schema import ledger_schema
 from ingest.sources import Source
 
 SOURCE = Source(uri="/videos/\udcff\n.mp4", bytes=7, mtime_ns=0)

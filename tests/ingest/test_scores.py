@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ingest.clip import SCORES
+from ingest.schema import SCORES
 from ingest.scores import duplicate_frame_share, motion, score
 
 

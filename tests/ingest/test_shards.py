@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.clip import payload_schema
+from ingest.schema import payload_schema
 from ingest.shards import CorruptPayload, ShardWriter, StorageError, read_payload, write_shard
 
 CHECKOUT = Path(__file__).parents[2]

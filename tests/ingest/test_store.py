@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ingest.clip import Contract, Prep, captions_schema
+from ingest.clip import Contract, Prep
 from ingest.ledger import to_table
+from ingest.schema import captions_schema
 from ingest.shards import StorageError, read_payload
 from ingest.store import ContractMismatch, Dataset, NotADataset
 from ingest.tables import NotOurs

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ingest.caption import Captions
-from ingest.clip import SCORES, Prep, clip_id
+from ingest.clip import Prep, clip_id
 from ingest.decode import check_payload, payload_frames
 from ingest.keep import Keep
+from ingest.schema import SCORES
 from ingest.shards import read_payload
 from ingest.sources import list_sources
 from ingest.store import Dataset

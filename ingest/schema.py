@@ -1,0 +1,152 @@
+"""The columns of everything stored: payload shards, ledger, annotations, log, views.
+
+Units, ranges and directions travel as field metadata. To evolve: add nullable columns, never change
+what one means; a golden file in the tests makes every change visible.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+
+def _field(
+    name: str, kind: pa.DataType, *, required: bool = False, **facts: str
+) -> "pa.Field[Any]":
+    metadata = {f"kinoray.{key}": value for key, value in facts.items()}
+    return pa.field(name, kind, nullable=not required, metadata=metadata or None)
+
+
+SCORE_FIELDS = (
+    _field(
+        "motion",
+        pa.float64(),
+        unit="frame diagonals per second",
+        range="[0, inf)",
+        direction="middle",
+    ),
+    _field("duplicate_frame_share", pa.float64(), unit="share", range="[0, 1]", direction="lower"),
+    _field("luma_mean", pa.float64(), unit="grey level", range="[0, 255]", direction="middle"),
+    _field("luma_range", pa.float64(), unit="grey level", range="[0, 255]", direction="higher"),
+    _field(
+        "sharpness", pa.float64(), unit="grey level squared", range="[0, inf)", direction="higher"
+    ),
+)
+SCORES = tuple(score.name for score in SCORE_FIELDS)
+
+
+def _place_fields() -> list["pa.Field[Any]"]:
+    return [
+        _field("stream_index", pa.int32()),
+        _field("timebase_num", pa.int32(), unit="seconds per tick = num/den"),
+        _field("timebase_den", pa.int32()),
+        _field("start_pts", pa.int64(), unit="source tick"),
+        _field("end_pts", pa.int64(), unit="source tick, exclusive"),
+    ]
+
+
+def _shape_fields() -> list["pa.Field[Any]"]:
+    return [
+        _field("fps_num", pa.int32()),
+        _field("fps_den", pa.int32()),
+        _field("frame_count", pa.int32(), unit="frame"),
+        _field("width", pa.int32(), unit="px"),
+        _field("height", pa.int32(), unit="px"),
+    ]
+
+
+def payload_schema() -> pa.Schema:
+    """Return the columns of a payload shard; `payload` is last and is all of its weight."""
+    digest = pa.binary(32)
+    color = pa.struct([(name, pa.utf8()) for name in ("range", "primaries", "transfer", "matrix")])
+    return pa.schema(
+        [
+            _field("clip_id", digest, required=True),
+            _field("source_uri", pa.utf8()),
+            _field("source_sha256", digest),
+            *_place_fields(),
+            *_shape_fields(),
+            _field("color", color),
+            _field("payload_kind", pa.dictionary(pa.int8(), pa.utf8())),
+            _field("payload_params", pa.utf8(), unit="JSON"),
+            _field("payload_sha256", digest, required=True),
+            _field("payload_crc32", pa.uint32(), required=True),
+            _field("prep_spec_digest", digest),
+            _field("payload", pa.large_binary(), required=True),
+        ]
+    )
+
+
+def ledger_schema() -> pa.Schema:
+    """Return the columns of the ledger: one row per source and per candidate clip, with its fate.
+
+    Hashes are hex text and crc32 is int64, because Delta has neither fixed binaries nor unsigned.
+    """
+    text = pa.utf8()
+    return pa.schema(
+        [
+            _field("unit_id", text, required=True),
+            _field("kind", text, required=True, range="source | clip"),
+            _field("id", text, required=True),
+            _field("fate", text, required=True, range="kept | rejected | failed | duplicate"),
+            _field("rule", text),
+            _field("score", pa.float64()),
+            _field("threshold", pa.float64()),
+            _field("stage", text),
+            _field("error_class", text),
+            _field("message", text),
+            _field("attempts", pa.int32(), required=True),
+            _field("duplicate_of", text),
+            _field("source_uri", text),
+            _field("source_sha256", text),
+            _field("source_bytes", pa.int64(), unit="byte"),
+            *_place_fields(),
+            _field("start_s", pa.float64(), unit="second from the first frame"),
+            _field("end_s", pa.float64(), unit="second from the first frame, exclusive"),
+            _field("shot_index", pa.int32()),
+            *_shape_fields(),
+            *SCORE_FIELDS,
+            _field("frames_decoded", pa.int64(), unit="source frame"),
+            _field("decode_errors", pa.int64()),
+            _field("num_candidates", pa.int32()),
+            _field("num_kept", pa.int32()),
+            _field("payload_kind", text),
+            _field("payload_sha256", text),
+            _field("shard", text, unit="path below the dataset"),
+            _field("offset", pa.int64(), unit="byte"),
+            _field("length", pa.int64(), unit="byte"),
+            _field("crc32", pa.int64(), range="[0, 2^32)"),
+            _field("prep_digest", text),
+            _field("keep_digest", text),
+        ]
+    )
+
+
+def captions_schema() -> pa.Schema:
+    """Return the columns of annotations/captions; a caption is bound to the payload it is of."""
+    text = pa.utf8()
+    return pa.schema(
+        [
+            _field("clip_id", text, required=True),
+            _field("producer", text, required=True),
+            _field("payload_sha256", text, required=True),
+            _field("caption", text, required=True),
+            _field("rank", pa.int32(), required=True, direction="lower"),
+        ]
+    )
+
+
+def view_schema() -> pa.Schema:
+    """Return the columns of a frozen training selection; its rows are sorted by clip_id."""
+    return pa.schema(
+        [
+            _field("clip_id", pa.binary(32), required=True),
+            _field("shard", pa.utf8(), required=True),
+            _field("offset", pa.int64(), required=True, unit="byte"),
+            _field("length", pa.int64(), required=True, unit="byte"),
+            _field("crc32", pa.int64(), required=True),
+            _field("frame_count", pa.int32(), required=True, unit="frame"),
+            _field("width", pa.int32(), required=True, unit="px"),
+            _field("height", pa.int32(), required=True, unit="px"),
+            _field("caption", pa.utf8(), required=True),
+        ]
+    )
