@@ -7,15 +7,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ingest.shards import storage_error, sync_folder
+TEMPORARY = ".writing-"
+
+
+class StorageError(OSError):
+    """The place that is written to fails (full, read-only, gone, refused): no fault of any source."""
+
+    fatal = True
+
+
+def storage_error(error: OSError, path: Path | str) -> StorageError:
+    """Return `error` as a StorageError that names the path."""
+    return StorageError(error.errno or 0, error.strerror or str(error), str(path))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _beside(path: Path) -> Path:
-    return path.parent / f".{path.name[:100]}.writing-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.parent / f".{path.name[:100]}{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old one or the new one; raises StorageError."""
+@contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """Give a temporary file beside `path` that holds `data` on disk; removed if it still exists."""
     temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,12 +44,29 @@ def atomic_write(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
         sync_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):  # never there, or the disk is gone: the first error is the one
-            temporary.unlink()
         raise storage_error(error, path) from error
+    finally:
+        with suppress(OSError):  # renamed, never there, or the disk is gone
+            temporary.unlink()
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old one or the new one; raises StorageError."""
+    with _written(path, data) as temporary:
+        temporary.replace(path)
+
+
+def atomic_create(path: Path, data: bytes) -> bool:
+    """Write a file that must not exist yet; return False, changing nothing, when it does."""
+    with _written(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        return True
 
 
 @contextmanager

@@ -111,10 +111,7 @@ def ledger_schema() -> pa.Schema:
             _field("num_kept", pa.int32()),
             _field("payload_kind", text),
             _field("payload_sha256", text),
-            _field("shard", text, unit="path below the dataset"),
-            _field("offset", pa.int64(), unit="byte"),
-            _field("length", pa.int64(), unit="byte"),
-            _field("crc32", pa.int64(), range="[0, 2^32)"),
+            *_location(),
             _field("prep_digest", text),
             _field("keep_digest", text),
         ]
@@ -123,30 +120,113 @@ def ledger_schema() -> pa.Schema:
 
 def captions_schema() -> pa.Schema:
     """Return the columns of annotations/captions; a caption is bound to the payload it is of."""
+    return pa.schema(
+        [
+            *_bound(),
+            _field("caption", pa.utf8(), required=True),
+            _field("rank", pa.int32(), required=True, direction="lower"),
+        ]
+    )
+
+
+def labels_schema() -> pa.Schema:
+    """Return the columns of annotations/labels: the class of a clip, as in UCF-101."""
+    return pa.schema([*_bound(), _field("label", pa.utf8(), required=True)])
+
+
+def latents_schema() -> pa.Schema:
+    """Return the columns of annotations/latents: where what a model made of a clip is stored."""
+    return pa.schema(
+        [
+            *_bound(),
+            _field("payload_kind", pa.utf8(), required=True, range="latent_f16_tchw | tokens_i32"),
+            _field("shape", pa.utf8(), required=True, unit="JSON list of sizes"),
+            *_location(required=True),
+        ]
+    )
+
+
+def rights_schema() -> pa.Schema:
+    """Return the columns of annotations/rights: what may be done with a source; the latest holds."""
     text = pa.utf8()
     return pa.schema(
         [
-            _field("clip_id", text, required=True),
+            _field("source_sha256", text, required=True),
             _field("producer", text, required=True),
-            _field("payload_sha256", text, required=True),
-            _field("caption", text, required=True),
-            _field("rank", pa.int32(), required=True, direction="lower"),
+            _field("at", text, required=True, unit="ISO 8601, UTC"),
+            _field("licence", text, required=True, range="such as cc-by-4.0; empty = unknown"),
+            _field("consent", text, required=True, range="such as given, refused; empty = unknown"),
+        ]
+    )
+
+
+def log_schema() -> pa.Schema:
+    """Return the columns of the log: one row per operation on the dataset as a whole."""
+    text = pa.utf8()
+    return pa.schema(
+        [
+            _field("op", text, required=True),
+            _field("at", text, required=True, unit="ISO 8601, UTC"),
+            _field("operation", text, required=True),
+            _field("version", pa.int64(), required=True, unit="version of the ledger after it"),
+            _field("detail", text, required=True, unit="JSON"),
         ]
     )
 
 
 def view_schema() -> pa.Schema:
     """Return the columns of a frozen training selection; its rows are sorted by clip_id."""
+    name = pa.dictionary(pa.int32(), pa.utf8())
     return pa.schema(
         [
             _field("clip_id", pa.binary(32), required=True),
-            _field("shard", pa.utf8(), required=True),
-            _field("offset", pa.int64(), required=True, unit="byte"),
-            _field("length", pa.int64(), required=True, unit="byte"),
-            _field("crc32", pa.int64(), required=True),
+            _field("shard", name, required=True),
+            *(f for f in _location(required=True) if f.name != "shard"),
             _field("frame_count", pa.int32(), required=True, unit="frame"),
             _field("width", pa.int32(), required=True, unit="px"),
             _field("height", pa.int32(), required=True, unit="px"),
+            _field("payload_kind", name, required=True),
+            _field("fps_num", pa.int32(), required=True),
+            _field("fps_den", pa.int32(), required=True),
             _field("caption", pa.utf8(), required=True),
+            _field("label", pa.utf8(), required=True),
         ]
     )
+
+
+def conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return rows with exactly the columns of `schema`: those that an older version lacks are null."""
+    columns = [
+        rows.column(field.name).cast(field.type)
+        if field.name in rows.schema.names
+        else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _bound() -> list["pa.Field[Any]"]:
+    return [
+        _field("clip_id", pa.utf8(), required=True),
+        _field("producer", pa.utf8(), required=True),
+        _field("payload_sha256", pa.utf8(), required=True),
+    ]
+
+
+def _location(*, required: bool = False) -> list["pa.Field[Any]"]:
+    return [
+        _field("shard", pa.utf8(), required=required, unit="path below the dataset"),
+        _field("offset", pa.int64(), required=required, unit="byte"),
+        _field("length", pa.int64(), required=required, unit="byte"),
+        _field("crc32", pa.int64(), required=required, range="[0, 2^32)"),
+    ]
+
+
+# Which annotation has which columns, and the columns whose values together are a row's key.
+BOUND_KEY = "clip_id,producer,payload_sha256"
+ANNOTATIONS = {
+    "captions": (captions_schema, BOUND_KEY),
+    "labels": (labels_schema, BOUND_KEY),
+    "latents": (latents_schema, BOUND_KEY),
+    "rights": (rights_schema, "source_sha256,producer,at"),
+}

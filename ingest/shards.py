@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import secrets
+import tempfile
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,17 +19,13 @@ from types import TracebackType
 
 import pyarrow as pa
 
+from ingest.files import TEMPORARY, StorageError, storage_error
+from ingest.objects import Root
 from ingest.schema import payload_schema
 
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 64
 OPEN_SHARDS = 256
-
-
-class StorageError(OSError):
-    """The dataset's disk cannot be written (full, read-only, gone): no fault of any source."""
-
-    fatal = True
 
 
 class CorruptPayload(ValueError):
@@ -43,20 +40,6 @@ class Location:
     offset: int
     length: int
     crc32: int
-
-
-def storage_error(error: OSError, path: Path) -> StorageError:
-    """Return `error` as a StorageError that names the path."""
-    return StorageError(error.errno or 0, error.strerror or str(error), str(path))
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _HashingFile:
@@ -97,10 +80,12 @@ class ShardWriter:
     Used as a context manager, an unfinished shard is removed. Raises StorageError with the path.
     """
 
-    def __init__(self, root: Path, metadata: dict[str, str] | None = None) -> None:
-        self._root = root
+    def __init__(self, root: Root | Path | str, metadata: dict[str, str] | None = None) -> None:
+        self._root = Root.of(root)
         self._schema = payload_schema().with_metadata({"kinoray.schema": "1", **(metadata or {})})
-        self._temporary = root / "data" / f".writing-{os.getpid()}-{secrets.token_hex(8)}"
+        # On the same disk as the shard will be, so that it can be renamed; for a store, any local one.
+        local = self._root.path / "data" if self._root.is_local else Path(tempfile.gettempdir())
+        self._temporary = local / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
         self._rows: list[dict[str, object]] = []
         self._pending_bytes = 0
         self._file: _HashingFile | None = None
@@ -155,19 +140,18 @@ class ShardWriter:
         try:
             self._writer.close()
             name = self._file.finish()
-            shard = Path("data") / name[:2] / f"{name}.arrow"
-            final = self._root / shard
-            final.parent.mkdir(exist_ok=True)
-            self._temporary.replace(final)
-            sync_folder(final.parent)
-            sync_folder(final.parent.parent)
         except OSError as error:
             raise storage_error(error, self._temporary) from error
-        return _locations(final, str(shard))
+        shard = f"data/{name[:2]}/{name}.arrow"
+        places = _locations(self._temporary, shard)
+        self._root.upload(shard, self._temporary)
+        return places
 
 
 def write_shard(
-    rows: Iterable[dict[str, object]], root: Path, metadata: dict[str, str] | None = None
+    rows: Iterable[dict[str, object]],
+    root: Root | Path | str,
+    metadata: dict[str, str] | None = None,
 ) -> list[Location]:
     """Write rows of the payload schema as one shard below `root`; see ShardWriter."""
     with ShardWriter(root, metadata) as writer:
@@ -200,21 +184,57 @@ def _mapped(path: str) -> mmap.mmap:
 
 
 def read_payload(
-    path: str | Path, offset: int, length: int, crc32: int, *, clip_id: str = ""
+    root: Root | Path | str,
+    shard: str,
+    offset: int,
+    length: int,
+    crc32: int,
+    *,
+    clip_id: str = "",
 ) -> memoryview:
-    """Return the payload bytes of a shard as a view of the mapped file, verified.
+    """Return the verified payload bytes: a view of the mapped file, or one ranged request to a store.
 
     Raises CorruptPayload naming shard and clip, FileNotFoundError when the shard is gone.
     """
-    place = f"shard {path}, clip {clip_id or 'unnamed'}"
+    place = Root.of(root)
+    if place.is_local:
+        payload = _slice(place.join(shard), offset, length, clip_id)
+    else:
+        payload = memoryview(_requested(place, shard, offset, length))
+        if len(payload) != length:
+            raise _shorter(place.join(shard), clip_id)
+    if zlib.crc32(payload) != crc32:
+        raise CorruptPayload(
+            f"{_named(place.join(shard), clip_id)}: checksum differs, the bytes changed; restore it"
+        )
+    return payload
+
+
+def _requested(place: Root, shard: str, offset: int, length: int) -> bytes:
     try:
-        mapped = _mapped(str(path))
+        return place.read_range(shard, offset, length)
+    except StorageError:  # a range behind the end is refused like any other trouble
+        if place.size(shard) < offset + length:
+            return b""
+        raise
+
+
+def _slice(path: str, offset: int, length: int, clip_id: str) -> memoryview:
+    try:
+        mapped = _mapped(path)
     except ValueError as error:  # mmap refuses an empty file
-        raise CorruptPayload(f"{place}: the file is empty; curate its source again") from error
+        raise _shorter(path, clip_id) from error
     # size() asks the file: reading a map past a truncated end would kill the process.
     if offset < 0 or length < 0 or offset + length > mapped.size():
-        raise CorruptPayload(f"{place}: the file is shorter than its ledger says; restore it")
-    payload = memoryview(mapped)[offset : offset + length]
-    if zlib.crc32(payload) != crc32:
-        raise CorruptPayload(f"{place}: checksum differs, the bytes changed on disk; restore it")
-    return payload
+        raise _shorter(path, clip_id)
+    return memoryview(mapped)[offset : offset + length]
+
+
+def _shorter(path: str, clip_id: str) -> CorruptPayload:
+    return CorruptPayload(
+        f"{_named(path, clip_id)}: the file is shorter than its ledger says; restore it"
+    )
+
+
+def _named(path: str, clip_id: str) -> str:
+    return f"shard {path}, clip {clip_id or 'unnamed'}"

@@ -1,26 +1,31 @@
-"""The dataset on disk: a Delta ledger that is also the index, captions beside it, frozen views.
+"""The dataset: a Delta ledger that is also the index, annotations beside it, shards, frozen views.
 
 A unit of work is done only through its ledger rows, and those land once or not at all; payload
 shards that no row names are harmless.
 """
 
 import json
-from collections import Counter
+import secrets
+from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from ingest import views
+from ingest import clips, facts, refs, views
 from ingest.balance import Balance, balance
-from ingest.clip import Contract, Prep, digest_of
-from ingest.schema import captions_schema, ledger_schema
-from ingest.shards import storage_error
+from ingest.clip import Contract, Prep
+from ingest.files import storage_error
+from ingest.objects import Root
+from ingest.schema import ANNOTATIONS, captions_schema, conformed, ledger_schema, log_schema
+from ingest.select import Selection
 from ingest.tables import NotATable, Table
 
 SCHEMA_VERSION = "1"
-LEDGER, CAPTIONS = Path("ledger"), Path("annotations") / "captions"
-KNOWN_NAMES = frozenset(("ledger", "annotations", "data", "views", "runs", "tags.json"))
+LEDGER, LOG = refs.LEDGER, refs.LOG
+KNOWN_NAMES = frozenset(("ledger", "annotations", "data", "views", "runs", "tags", "log"))
 
 
 class NotADataset(ValueError):
@@ -35,38 +40,43 @@ class ContractMismatch(ValueError):
     exit_code = 2
 
 
-class Dataset:
-    """A dataset folder. Make one with `create` or `open`; one instance per process and thread."""
+class ReadOnly(ValueError):
+    """An old version or a tag was opened, and these are not written to."""
 
-    def __init__(self, root: Path, ledger: Table, captions: Table) -> None:
+    exit_code = 2
+
+
+class Dataset:
+    """A dataset. Make one with `create` or `open`; one instance per process and thread."""
+
+    def __init__(self, root: Root, places: Mapping[str, refs.Place]) -> None:
         self.root = root
-        self._ledger, self._captions = ledger, captions
-        settings = ledger.settings
-        if settings.get("kinoray.schema") != SCHEMA_VERSION:
+        self._places = dict(places)
+        self._tables: dict[str, Table] = {}
+        ledger = self.table(LEDGER)
+        if ledger is None or ledger.settings.get("kinoray.schema") != SCHEMA_VERSION:
             raise NotADataset(f"{root}: a table without this version's marks; name another folder")
-        self.contract = Contract(**json.loads(settings["kinoray.contract"]))
-        self.prep_digest = settings["kinoray.prep_digest"]
+        self._ledger = ledger
+        self.contract = Contract(**json.loads(ledger.settings["kinoray.contract"]))
+        self.prep_digest = ledger.settings["kinoray.prep_digest"]
 
     @classmethod
-    def create(cls, root: Path, contract: Contract, prep: Prep) -> "Dataset":
-        """Make a dataset in an absent or empty folder, or open the same one again.
+    def create(cls, place: Root | Path | str, contract: Contract, prep: Prep) -> "Dataset":
+        """Make a dataset in an absent or empty folder or prefix, or open the same one again.
 
-        Raises NotADataset when the folder holds something else, ContractMismatch when it holds a
+        Raises NotADataset when the place holds something else, ContractMismatch when it holds a
         dataset of another contract or preparation, StorageError when it cannot be written.
         """
+        root = Root.of(place)
         settings = {
             "kinoray.schema": SCHEMA_VERSION,
             "kinoray.contract": json.dumps(asdict(contract), sort_keys=True),
             "kinoray.prep": json.dumps(asdict(prep), sort_keys=True),
             "kinoray.prep_digest": prep.digest(),
         }
-        try:
-            _refuse_strangers(root)
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(error, root) from error
-        Table.create(root / CAPTIONS, captions_schema(), key=_CAPTION_KEY)
-        Table.create(root / LEDGER, ledger_schema(), key="unit_id", settings=settings)
+        _prepare(root)
+        _create_annotation(root, "captions")
+        Table.create(root, LEDGER, ledger_schema(), key="unit_id", settings=settings)
         dataset = cls.open(root)
         if dataset.contract != contract or dataset.prep_digest != prep.digest():
             raise ContractMismatch(
@@ -76,10 +86,14 @@ class Dataset:
         return dataset
 
     @classmethod
-    def open(cls, root: Path) -> "Dataset":
-        """Open an existing dataset; raises NotADataset."""
+    def open(cls, place: Root | Path | str, at: str = "") -> "Dataset":
+        """Open an existing dataset, or what it was at a tag or version (then it is read-only).
+
+        Raises NotADataset, refs.NoSuchVersion.
+        """
+        root = Root.of(place)
         try:
-            return cls(root, Table.open(root / LEDGER), Table.open(root / CAPTIONS))
+            return cls(root, refs.resolve(root, at))
         except NotATable as error:
             raise NotADataset(f"{root}: not a dataset; curate into it first") from error
         except KeyError as error:
@@ -90,10 +104,35 @@ class Dataset:
         """Version of the ledger as last read or written by this instance."""
         return self._ledger.version
 
+    def versions(self) -> dict[str, int]:
+        """Return the version of every table there is, as last read or written by this instance."""
+        found = ((name, self.table(name)) for name in sorted(self._places))
+        return {name: table.version for name, table in found if table}
+
+    @property
+    def is_head(self) -> bool:
+        """Whether this is the newest version, which may be written to."""
+        return all(place.version < 0 for place in self._places.values())
+
+    def table(self, name: str) -> Table | None:
+        """Return the table of a name (ledger, log, annotations/captions ...), None if there is none."""
+        if name not in self._tables and name in self._places:
+            place = self._places[name]
+            version = None if place.version < 0 else place.version
+            try:
+                self._tables[name] = Table.open(self.root, place.path, version)
+            except NotATable:
+                if name == LEDGER or version is not None:
+                    raise
+        return self._tables.get(name)
+
     def refresh(self) -> int:
         """Read what other processes committed meanwhile; return the ledger's version."""
-        self._captions.refresh()
-        return self._ledger.refresh()
+        if self.is_head:
+            self._places = refs.head(self.root)
+            for table in self._tables.values():
+                table.refresh()
+        return self._ledger.version
 
     def committed_units(self) -> set[str]:
         """Return the ids of all units that are done."""
@@ -111,83 +150,154 @@ class Dataset:
         Raises NotOurs when another run of `app_id` took this batch number, StorageError when the
         dataset cannot be written.
         """
+        self._writable()
         fresh = self._ledger.fresh(rows)
         # Captions first: a ledger row then never lacks the caption that its unit had.
         ids = set(fresh.column("id").to_pylist())
         of_fresh = [clip in ids for clip in captions.column("clip_id").to_pylist()]
-        self._captions.append_missing(captions.filter(pa.array(of_fresh, pa.bool_())))
+        said = captions.filter(pa.array(of_fresh, pa.bool_()))
+        if said.num_rows:
+            self._annotations("captions").append_missing(said)
         return self._ledger.commit(fresh, app_id=app_id, batch=batch)
+
+    def annotate(self, name: str, rows: pa.Table, *, app_id: str, batch: int) -> int:
+        """Append rows to an annotation (see schema.ANNOTATIONS); return its version.
+
+        Rows whose key is there already are dropped. Raises as `commit` does.
+        """
+        self._writable()
+        make, _key = ANNOTATIONS[name]
+        return self._annotations(name).commit(conformed(rows, make()), app_id=app_id, batch=batch)
+
+    def next_annotation(self, name: str, app_id: str) -> int:
+        """Return the number that the next `annotate` of `app_id` must carry."""
+        return self._annotations(name).next_batch(app_id)
+
+    def _annotations(self, name: str) -> Table:
+        path = f"{refs.ANNOTATED}/{name}"
+        if path not in self._places:
+            _create_annotation(self.root, name)
+            self._places[path] = refs.Place(path=path)
+        table = self.table(path)
+        if table is None:
+            raise NotADataset(f"{self.root}: {path} vanished")
+        return table
+
+    def _writable(self) -> None:
+        if not self.is_head:
+            raise ReadOnly(f"{self.root}: an old version is read-only; open it without `at`")
 
     def ledger(self) -> pa.Table:
         """Return all ledger rows."""
-        return self._ledger.rows().cast(ledger_schema())
+        return conformed(self._ledger.rows(), ledger_schema())
+
+    def annotation(self, name: str) -> pa.Table:
+        """Return all rows of an annotation, none when it was never written."""
+        make, _key = ANNOTATIONS[name]
+        table = self.table(f"{refs.ANNOTATED}/{name}")
+        return conformed(table.rows(), make()) if table else make().empty_table()
 
     def captions(self) -> pa.Table:
         """Return all caption rows."""
-        return self._captions.rows().cast(captions_schema())
+        return self.annotation("captions")
 
     def kept_clips(self) -> pa.Table:
-        """Return one row per kept clip, sorted by clip_id, with its preferred caption ("" if none).
+        """Return one row per kept clip, sorted by clip_id; see clips.schema."""
+        return self.select(Selection())
 
-        A caption counts only for the very payload it was made for.
+    def select(self, selection: Selection) -> pa.Table:
+        """Return the kept clips of a selection, sorted by clip_id; raises clips.NotAQuery."""
+        return clips.select(self._named(), selection.conditions())
+
+    def query(self, sql: str) -> pa.Table:
+        """Return what one SELECT finds in ledger, captions, labels, rights, latents, log and clips.
+
+        Raises clips.NotAQuery.
         """
-        return views.kept_clips(self.ledger(), self.captions())
+        return clips.ask(self._named(), sql)
+
+    def _named(self) -> dict[str, Table]:
+        found = {name.removeprefix(f"{refs.ANNOTATED}/"): name for name in self._places}
+        tables = {short: self.table(name) for short, name in found.items()}
+        return {short: table for short, table in tables.items() if table}
 
     def digest(self) -> str:
-        """Return the hex sha256 of what the dataset says.
-
-        It is independent of time, attempts, names of files, packing into shards and order of
-        commits.
-        """
-        said = {
-            (row["clip_id"], row["payload_sha256"]): row["caption"]
-            for row in self.kept_clips()
-            .select(["clip_id", "payload_sha256", "caption"])
-            .to_pylist()
-        }
-        names = ["kind", "id", "fate", "rule", "payload_sha256"]
-        rows = (
-            [*(row[name] or "" for name in names), said.get((row["id"], row["payload_sha256"]), "")]
-            for row in self._ledger.rows(names).to_pylist()
-        )
-        return digest_of(sorted(rows))
+        """Return the hex sha256 of what the dataset says; see facts.digest."""
+        return facts.digest(self._ledger.rows(facts.SAID_BY_LEDGER), self.kept_clips())
 
     def info(self) -> dict[str, object]:
         """Return counts: sources and clips by fate, rejections by rule, frames, seconds, bytes."""
-        rows = self.ledger()
-        fates = _counts(rows, "kind", "fate")
-        rules = Counter(rule for rule in rows.column("rule").to_pylist() if rule)
-        kept = self.kept_clips()
-        frames = sum(kept.column("frame_count").to_pylist())
-        return {
-            "sources": sum(count for (kind, _), count in fates.items() if kind == "source"),
-            "sources_rejected": fates.get(("source", "rejected"), 0),
-            "clips_kept": kept.num_rows,
-            "clips_rejected": fates.get(("clip", "rejected"), 0),
-            "failed": fates.get(("source", "failed"), 0) + fates.get(("clip", "failed"), 0),
-            "duplicates": fates.get(("source", "duplicate"), 0)
-            + fates.get(("clip", "duplicate"), 0),
-            "rules": dict(sorted(rules.items())),
-            "frames": frames,
-            "seconds": frames / self.contract.fps,
-            "payload_bytes": sum(kept.column("length").to_pylist()),
-        }
+        return facts.info(self.ledger(), self.kept_clips())
 
     def balance(self, expected_units: set[str] | None = None) -> Balance:
         """Check that every unit has one source row and every candidate clip one fate."""
         return balance(self.ledger(), expected_units)
 
-    def freeze_view(self, clips: pa.Table | None = None) -> views.View:
+    def freeze_view(
+        self, clips: pa.Table | None = None, *, selection: Selection | None = None
+    ) -> views.View:
         """Write a frozen selection (default: all kept clips) for training; see views.freeze."""
-        return views.freeze(self.root, self.kept_clips() if clips is None else clips)
+        chosen = selection or Selection()
+        return views.freeze(self.root, self.select(chosen) if clips is None else clips, chosen)
+
+    def log_operation(self, operation: str, detail: Mapping[str, Any]) -> None:
+        """Write down an operation on the dataset as a whole; see schema.log_schema."""
+        if self.table(LOG) is None:
+            Table.create(self.root, LOG, log_schema(), key="op")
+            self._places[LOG] = refs.Place(path=LOG)
+        table = self.table(LOG)
+        row = {
+            "op": secrets.token_hex(16),
+            "at": now(),
+            "operation": operation,
+            "version": self.version,
+            "detail": json.dumps(detail, sort_keys=True),
+        }
+        if table is not None:
+            table.append_missing(pa.Table.from_pylist([row], schema=log_schema()))
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the operations on the dataset, oldest first, with their details as values."""
+        table = Table.open(self.root, LOG) if self.root.folders(LOG) else None
+        rows = conformed(table.rows(), log_schema()).to_pylist() if table else []
+        listed = [row | {"detail": json.loads(row["detail"])} for row in rows]
+        return sorted(listed, key=lambda row: (row["at"], row["op"]))
+
+    def purged(self) -> set[str]:
+        """Return the hashes of sources and the ids of clips that were taken down."""
+        return {
+            name
+            for row in self.history()
+            if row["operation"] == "purge"
+            for name in (*row["detail"]["sources"], *row["detail"]["clips"])
+        }
 
 
-_CAPTION_KEY = "clip_id,producer,payload_sha256"
+def now() -> str:
+    """Return the moment as ISO 8601 in UTC, to the microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def _counts(rows: pa.Table, *names: str) -> dict[tuple[str, str], int]:
-    grouped = rows.group_by(list(names)).aggregate([([], "count_all")]).to_pylist()
-    return {(row[names[0]], row[names[1]]): row["count_all"] for row in grouped}
+def empty_captions() -> pa.Table:
+    """Return a table of captions without rows."""
+    return captions_schema().empty_table()
+
+
+def _create_annotation(root: Root, name: str) -> None:
+    make, key = ANNOTATIONS[name]
+    Table.create(root, f"{refs.ANNOTATED}/{name}", make(), key=key)
+
+
+def _prepare(root: Root) -> None:
+    """Refuse strangers, make the folder, and prove that a store keeps what commits rest on."""
+    if not root.is_local:
+        root.self_test()
+        return
+    try:
+        _refuse_strangers(root.path)
+        root.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, root.uri) from error
 
 
 def _refuse_strangers(root: Path) -> None:

@@ -2,23 +2,33 @@
 
 A commit carries an application transaction (who, how many), so it lands once or not at all, however
 often its process dies; rows whose key is there already are dropped before each attempt. Datasets
-and evaluation sets are both made of such tables.
+and evaluation sets are both made of such tables, in folders and in object stores.
 """
 
+import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from ingest.shards import StorageError, storage_error
+from ingest.files import StorageError, storage_error
+from ingest.objects import Root
 
+T = TypeVar("T")
 COMMIT_ATTEMPTS = 30
 MAX_PAUSE_S = 1.0
+REOPEN_EVERY = (
+    16  # an instance that only follows the log grows slower with every version it followed
+)
+COMPACT_EVERY = (
+    256  # versions; so that neither opening nor committing depends on how many there were
+)
 _KEY = "kinoray.key"
 
 
@@ -27,25 +37,33 @@ class NotOurs(RuntimeError):
 
 
 class NotATable(ValueError):
-    """There is no such table, or it is not one of ours."""
+    """There is no such table or version, or it is not one of ours."""
 
     exit_code = 2
 
 
 class Table:
-    """A keyed table; one instance per process and thread."""
+    """A keyed table; one instance per process and thread. Make one with `create` or `open`."""
 
-    def __init__(self, path: Path, table: DeltaTable) -> None:
-        self.path = path
-        self._table = table
+    def __init__(self, root: Root, name: str, table: DeltaTable) -> None:
+        self.root, self.name = root, name
+        self.delta = table
+        self._followed = 0
         self.settings: Mapping[str, str] = table.metadata().configuration
         if _KEY not in self.settings:
-            raise NotATable(f"{path}: a Delta table without this version's marks")
-        self._keys_of_file: dict[str, set[str]] = {}
+            raise NotATable(f"{root.join(name)}: a Delta table without this version's marks")
+        self._keys: set[str] = set()
+        self._keys_version = -1
 
     @classmethod
     def create(
-        cls, path: Path, schema: pa.Schema, *, key: str, settings: Mapping[str, str] | None = None
+        cls,
+        root: Root,
+        name: str,
+        schema: pa.Schema,
+        *,
+        key: str,
+        settings: Mapping[str, str] | None = None,
     ) -> "Table":
         """Make the table, or open the one that is there.
 
@@ -53,54 +71,94 @@ class Table:
         Raises StorageError when the table cannot be written.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if root.is_local:
+                (root.path / name).mkdir(parents=True, exist_ok=True)
             with suppress(DeltaError):  # two drivers may start at once: the second finds it made
                 DeltaTable.create(
-                    path,
+                    root.join(name),
                     schema,
                     mode="ignore",
                     configuration={_KEY: key, **(settings or {})},
                     raise_if_key_not_exists=False,
+                    storage_options=root.table_options,
                 )
-            return cls(path, DeltaTable(path))
+            return cls(root, name, opened(root, name))
         except (OSError, DeltaError) as error:
-            raise _storage(error, path) from error
+            raise _storage(error, root.join(name)) from error
 
     @classmethod
-    def open(cls, path: Path) -> "Table":
-        """Open an existing table; raises NotATable."""
+    def open(cls, root: Root, name: str, version: int | None = None) -> "Table":
+        """Open an existing table, or an old version of it; raises NotATable."""
         try:
-            return cls(path, DeltaTable(path))
-        except (TableNotFoundError, OSError) as error:
-            raise NotATable(f"{path}: no such table") from error
+            return cls(root, name, opened(root, name, version))
+        except (TableNotFoundError, FileNotFoundError) as error:
+            raise NotATable(f"{root.join(name)}: no such table") from error
+        except (OSError, DeltaError) as error:
+            what = "cannot be opened" if version is None else f"version {version} is gone"
+            line = str(error).splitlines()[0][:300]
+            raise NotATable(f"{root.join(name)}: {what}: {line}") from error
 
     @property
     def version(self) -> int:
         """The version last read or written by this instance."""
-        return self._table.version()
+        return self.delta.version()
 
     def refresh(self) -> int:
         """Read what other processes committed meanwhile; return the version."""
-        self._table.update_incremental()
+        self._followed += 1
+        if self._followed % REOPEN_EVERY:
+            self.delta.update_incremental()
+        else:
+            self.delta = opened(self.root, self.name)
         return self.version
+
+    def schema(self) -> pa.Schema:
+        """Return the columns of the table."""
+        return pa.schema(self.delta.schema())
 
     def rows(self, columns: list[str] | None = None) -> pa.Table:
         """Return all rows, or some of their columns."""
         # One thread: Arrow's readers, if still starting when a process ends, abort it (seen).
-        return self._table.to_pyarrow_dataset().to_table(columns=columns, use_threads=False)
+        return self.delta.to_pyarrow_dataset().to_table(columns=columns, use_threads=False)
 
     def keys(self) -> set[str]:
         """Return the committed keys, as of the version last read; several columns join by a space."""
+        version = self.version
+        added = self._added_since(self._keys_version, version)
+        if added is None:
+            self._keys = set(self._keys_of(self.rows(self._key_columns)))
+        else:
+            for name in added:
+                data = pa.BufferReader(self.root.read(f"{self.name}/{name}"))
+                self._keys.update(
+                    self._keys_of(pq.read_table(data, columns=self._key_columns, use_threads=False))
+                )
+        self._keys_version = version
+        return self._keys
+
+    def _added_since(self, known: int, version: int) -> list[str] | None:
+        """Return the data files added in (known, version], or None when rows may also have gone."""
         # Only files that were not read before: a writer that lost a commit must not fall further behind by
         # reading everything again while the others go on.
-        fragments = {f.path: f for f in self._table.to_pyarrow_dataset().get_fragments()}
-        self._keys_of_file = {
-            path: self._keys_of_file[path]
-            if path in self._keys_of_file
-            else set(self._keys_of(f.to_table(columns=self._key_columns, use_threads=False)))
-            for path, f in fragments.items()
-        }
-        return set().union(*self._keys_of_file.values())
+        if known < 0 or version < known:
+            return None
+        added: list[str] = []
+        for number in range(known + 1, version + 1):
+            try:
+                actions = list(self.log(number))
+            except FileNotFoundError:
+                return None
+            for action in actions:
+                if action.get("remove", {}).get("dataChange"):
+                    return None
+                if action.get("add", {}).get("dataChange"):
+                    added.append(action["add"]["path"])
+        return added
+
+    def log(self, version: int) -> Sequence[dict[str, Any]]:
+        """Return the actions of one version's log file; raises FileNotFoundError when it is gone."""
+        text = self.root.read(f"{self.name}/_delta_log/{version:020d}.json").decode()
+        return [json.loads(line) for line in text.splitlines() if line]
 
     @property
     def _key_columns(self) -> list[str]:
@@ -116,7 +174,7 @@ class Table:
         return self._last_batch(app_id) + 1
 
     def _last_batch(self, app_id: str) -> int:
-        return self._table.transaction_version(app_id) or 0
+        return self.delta.transaction_version(app_id) or 0
 
     def fresh(self, rows: pa.Table) -> pa.Table:
         """Return the rows whose key is not committed yet."""
@@ -130,52 +188,80 @@ class Table:
         Raises NotOurs when another run of `app_id` took this batch number, StorageError when the
         table cannot be written.
         """
-        for attempt in range(COMMIT_ATTEMPTS):
-            fresh = self.fresh(rows)
-            if not fresh.num_rows:
-                return self.version
-            if self._last_batch(app_id) >= batch:
-                raise NotOurs(
-                    f"{self.path}: another run of this recipe is committing here; "
-                    "stop one of the two, then run again"
-                )
-            try:
-                self._append(fresh, Transaction(app_id, batch))
-            except CommitFailedError:  # somebody else committed first: look again
-                _step_back(attempt)
-                continue
-            except (OSError, DeltaError) as error:
-                raise _storage(error, self.path) from error
-            return self.version
-        raise NotOurs(
-            f"{self.path}: {COMMIT_ATTEMPTS} commits lost against others; run again later"
-        )
 
-    def append_missing(self, rows: pa.Table) -> None:
-        """Append the rows whose keys are new, outside any application's count of commits."""
-        for attempt in range(COMMIT_ATTEMPTS):
+        def attempt() -> None:
             fresh = self.fresh(rows)
             if not fresh.num_rows:
                 return
-            try:
+            if self._last_batch(app_id) >= batch:
+                raise NotOurs(
+                    f"{self.root.join(self.name)}: another run of this recipe is committing here; "
+                    "stop one of the two, then run again"
+                )
+            self._append(fresh, Transaction(app_id, batch))
+
+        self.until_it_lands(attempt)
+        return self.version
+
+    def append_missing(self, rows: pa.Table) -> None:
+        """Append the rows whose keys are new, outside any application's count of commits."""
+
+        def attempt() -> None:
+            fresh = self.fresh(rows)
+            if fresh.num_rows:
                 self._append(fresh, None)
-            except CommitFailedError:
-                _step_back(attempt)
-                continue
-            except (OSError, DeltaError) as error:
-                raise _storage(error, self.path) from error
-            return
-        raise NotOurs(
-            f"{self.path}: {COMMIT_ATTEMPTS} commits lost against others; run again later"
-        )
+
+        self.until_it_lands(attempt)
+
+    def compact(self) -> None:
+        """Merge small files into bigger ones; the rows stay."""
+        self.refresh()
+        with suppress(CommitFailedError):  # somebody else does it, or commits: the next time, then
+            self.delta.optimize.compact(commit_properties=once())
+        self.refresh()
 
     def _append(self, rows: pa.Table, transaction: Transaction | None) -> None:
-        # No blind retry by the library: after a conflict the rows are filtered again.
-        properties = CommitProperties(
-            max_commit_retries=0, app_transactions=[transaction] if transaction else None
+        new = set(rows.schema.names) - set(self.schema().names)
+        write_deltalake(
+            self.delta,
+            rows,
+            mode="append",
+            commit_properties=once(transaction),
+            schema_mode="merge" if new else None,
         )
-        write_deltalake(self._table, rows, mode="append", commit_properties=properties)
-        self._table.update_incremental()
+        before = self._keys_version
+        if self.refresh() == before + 1:
+            self._keys.update(self._keys_of(rows))
+            self._keys_version = self.version
+        if self.version % COMPACT_EVERY == 0:
+            self.compact()
+
+    def until_it_lands(self, attempt: Callable[[], T]) -> T:
+        """Repeat a commit that lost against others; raises NotOurs, StorageError."""
+        for number in range(COMMIT_ATTEMPTS):
+            try:
+                return attempt()
+            except CommitFailedError:  # somebody else committed first: look again
+                _step_back(number)
+            except (OSError, DeltaError) as error:
+                raise _storage(error, self.root.join(self.name)) from error
+        raise NotOurs(
+            f"{self.root.join(self.name)}: {COMMIT_ATTEMPTS} commits lost against others; "
+            "run again later"
+        )
+
+
+def opened(root: Root, name: str, version: int | None = None) -> DeltaTable:
+    """Return the library's table; its errors are its own."""
+    return DeltaTable(root.join(name), version=version, storage_options=root.table_options)
+
+
+def once(transaction: Transaction | None = None) -> CommitProperties:
+    """Return what makes a commit land at its first attempt or not at all."""
+    # No blind retry by the library: after a conflict the rows are filtered again.
+    return CommitProperties(
+        max_commit_retries=0, app_transactions=[transaction] if transaction else None
+    )
 
 
 def _step_back(attempt: int) -> None:
@@ -183,7 +269,9 @@ def _step_back(attempt: int) -> None:
     time.sleep(random.uniform(0.0, min(MAX_PAUSE_S, 0.01 * 2**attempt)))
 
 
-def _storage(error: Exception, path: Path) -> StorageError:
+def _storage(error: Exception, place: str) -> StorageError:
+    if isinstance(error, StorageError):
+        return error
     if isinstance(error, OSError):
-        return storage_error(error, path)
-    return StorageError(0, str(error).splitlines()[0][:300], str(path))
+        return storage_error(error, place)
+    return StorageError(0, str(error).splitlines()[0][:300], place)

@@ -125,7 +125,7 @@ def _foot(result: ChainResult) -> str:
 
 
 def _curate(step: Row) -> list[str]:
-    dataset = Dataset.open(Path(step["dataset"]))
+    dataset = Dataset.open(step["dataset"])
     ledger = dataset.ledger().to_pylist()
     sources = [row for row in ledger if row["kind"] == "source"]
     clips = [row for row in ledger if row["kind"] == "clip"]
@@ -145,7 +145,7 @@ def _clips(dataset: Dataset, most: int = 24) -> Iterable[str]:
     rows = dataset.kept_clips().to_pylist()
     for row in rows[:most]:
         payload = read_payload(
-            dataset.root / row["shard"], row["offset"], row["length"], row["crc32"]
+            dataset.root, row["shard"], row["offset"], row["length"], row["crc32"]
         )
         scores = ", ".join(
             f"{k} {row[k]:.3g}" for k in ("motion", "luma_mean") if row.get(k) is not None

@@ -24,16 +24,16 @@ def digests(captions: Captions, sources: Sequence[Source]) -> dict[str, str]:
     }
 
 
-def note(dataset: Path, folder: Path, said: Mapping[str, str]) -> None:
+def note(folder: Path, said: Mapping[str, str], *, dataset: str) -> None:
     """Write down a run's digests in its folder; raises Occupied when an earlier run's differ for the same video.
 
     Captions are not made again in this version: saying so beats finishing with the old ones.
     """
-    for path in (dataset / "runs").glob(f"*/{NOTE}"):
+    for path in folder.parent.glob(f"*/{NOTE}"):
         before = read_json(path) or {}
         changed = [uri for uri, value in said.items() if before.get(uri, value) != value]
         if changed:
-            raise Occupied(str(dataset), f"holds {changed[0]} with other captions")
+            raise Occupied(dataset, f"holds {changed[0]} with other captions")
     atomic_write(folder / NOTE, to_json(said))
 
 

@@ -18,6 +18,7 @@ from cluster.session import Cluster
 from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
+from ingest.objects import Root
 from ingest.sources import Source, fingerprint, list_sources, unit_id
 from ingest.store import Dataset
 from ingest.unit import Unit, curate_unit, duplicate_rows, failed_rows, with_attempts
@@ -25,11 +26,12 @@ from pipelines import captioned
 from pipelines.committer import Committer
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import digest, plain, recipe_digest
-from pipelines.output import Occupied, claim, move_aside
+from pipelines.output import Occupied, WrongInput, claim, move_aside
 from pipelines.plan import Plan
 
 VERB = "curate"
 FAILURES_SHOWN = 10
+NOTES = Path(".kinoray") / "runs"
 STAGES = ("list", "hash", "decode", "shots", "scores", "keep", "encode", "check", "shard", "commit")
 
 
@@ -38,7 +40,7 @@ class Config:
     """What to curate: `source` lists folders, globs and files; `out` is the dataset, new or growing."""
 
     source: tuple[str, ...]
-    out: Path
+    out: str
     seed: int = 0
     prep: Prep = field(default_factory=Prep)
     keep: Keep = field(default_factory=Keep)
@@ -98,17 +100,17 @@ def run(config: Config, *, context: Context) -> Result:
     config.captions.check()
     sources = list_sources(config.source)
     if not context.resume:
-        move_aside(config.out)
+        _start_over(config.out)
     dataset = Dataset.create(config.out, config.prep.contract, config.prep)
     listed = digest([[s.uri, s.bytes, s.mtime_ns] for s in sources])
     said = captioned.digests(config.captions, sources)
-    folder = config.out / "runs" / digest([recipe_digest(config), listed, digest(said)])[:12]
+    folder = _runs(config.out) / digest([recipe_digest(config), listed, digest(said)])[:12]
     claimed = claim(
         folder, VERB, config, inputs={"sources": listed, "captions": digest(said)}, resume=True
     )
     if claimed.finished:
         return Result(**claimed.finished)
-    captioned.note(config.out, folder, said)
+    captioned.note(folder, said, dataset=config.out)
     with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
         work = _Work(config, dataset, context, recorder, app_id=f"{VERB}/{claimed.digest}")
         units = work.units(sources)
@@ -117,6 +119,19 @@ def run(config: Config, *, context: Context) -> Result:
         _record(recorder, result, dataset)
         recorder.finish(claimed, plain(result))
     return result
+
+
+def _runs(out: str) -> Path:
+    """Return where the runs of a dataset keep their notes: inside it, or beside the tracker for a store."""
+    root = Root.of(out)
+    return root.path / "runs" if root.is_local else NOTES / digest(root.uri)[:12]
+
+
+def _start_over(out: str) -> None:
+    root = Root.of(out)
+    if not root.is_local:
+        raise WrongInput(f"{out}: nothing is moved aside in an object store; name another prefix")
+    move_aside(root.path)
 
 
 class _Work:
@@ -191,7 +206,7 @@ class _Work:
             curate_unit,
             **self._rules,
             captions=self.config.captions,
-            root=self.dataset.root.resolve(),
+            root=self.dataset.root,
         )
         # Longest first, so that the last unit running is a short one.
         by_size = sorted(units, key=lambda u: -u.source.bytes)
@@ -244,7 +259,7 @@ class _Work:
         for unit in units:
             if unit.unit_id not in known and (unit.source.uri, unit.source_sha256) in judged:
                 raise Occupied(
-                    str(self.config.out),
+                    self.config.out,
                     f"holds {unit.source.printable_uri} curated with other keep rules",
                 )
 
@@ -263,7 +278,7 @@ def _result(work: _Work, units: Sequence[Unit]) -> Result:
     return Result(
         verb=VERB,
         status="interrupted" if interrupted else "done" if enough else "incomplete",
-        dataset=str(work.config.out),
+        dataset=work.config.out,
         version=work.dataset.version,
         digest=work.dataset.digest(),
         sources=len(units),
@@ -292,5 +307,5 @@ def _tell_failures(rows: Sequence[Mapping[str, Any]], recorder: Recorder) -> Non
 def _record(recorder: Recorder, result: Result, dataset: Dataset) -> None:
     numbers = {k: float(v) for k, v in plain(result).items() if isinstance(v, (int, float))}
     recorder.run.log_metrics(numbers, 0)
-    recorder.run.log_dataset("dataset", result.digest, str(dataset.root.resolve()), VERB)
+    recorder.run.log_dataset("dataset", result.digest, dataset.root.uri, VERB)
     recorder.run.set_tags({"kinoray.dataset": result.digest})

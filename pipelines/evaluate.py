@@ -16,6 +16,7 @@ import torch
 from cluster import pool
 from cluster.session import Cluster
 from ingest.files import atomic_write
+from ingest.objects import Root
 from ingest.store import Dataset
 from models import windows
 from models.metrics import seam
@@ -66,7 +67,7 @@ class Config:
 
     sets: tuple[Path, ...]
     out: Path
-    reference: Path | None = None
+    reference: str = ""
     max_attempts: int = 2
     seed: int = 0
     tracking_uri: str = ""
@@ -109,7 +110,7 @@ def run(config: Config, *, context: Context) -> Result:
     rows = {folder: _complete_rows(folder) for folder in config.sets}
     names = _names(config.sets)
     inputs = {f"set {names[f]}": digest([r["frames_sha256"] for r in rows[f]]) for f in config.sets}
-    if config.reference is not None:
+    if config.reference:
         inputs["reference"] = Dataset.open(config.reference).digest()
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
     if claimed.finished:
@@ -158,7 +159,7 @@ def _measured(
     recorder: Recorder,
 ) -> list[dict[str, Any]]:
     prompts = tuple(sorted({row["prompt"] for row in rows}))
-    reference = str(config.reference.resolve()) if config.reference else ""
+    reference = Root.of(config.reference).uri if config.reference else ""
     units = (
         pool.Unit(
             key=row["identity"],

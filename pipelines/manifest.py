@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.pool import Outcome
+from ingest.objects import Root
 from ingest.tables import Table
 from pipelines.order import Order
 
@@ -57,7 +58,7 @@ SCHEMA = pa.schema(
 
 def read_set(folder: Path) -> list[dict[str, Any]]:
     """Return one row for each sample of the set, a success before any failure, sorted by prompt and index."""
-    table = Table.open(folder / FOLDER)
+    table = Table.open(Root.of(folder), FOLDER)
     best: dict[str, dict[str, Any]] = {}
     for row in table.rows().to_pylist():
         held = best.get(row["identity"])

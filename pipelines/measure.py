@@ -81,9 +81,9 @@ def reference_clips(
     root: str, prompts: tuple[str, ...], width: int, height: int
 ) -> tuple[list[str], torch.Tensor]:
     """Return the clips whose caption is one of `prompts`: captions and x_BCTHW in [-1, 1]."""
-    rows = Dataset.open(Path(root)).kept_clips().to_pylist()
+    rows = Dataset.open(root).kept_clips().to_pylist()
     found = [row for row in rows if row["caption"] in prompts]
-    clips = [to_model(read_clip(Path(root), row, width, height)) for row in found]
+    clips = [to_model(read_clip(root, row, width, height)) for row in found]
     return [row["caption"] for row in found], torch.stack(clips) if clips else torch.empty(0)
 
 

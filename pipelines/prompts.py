@@ -6,6 +6,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingest.objects import Root
 from ingest.store import Dataset
 from pipelines.output import WrongInput
 
@@ -18,13 +19,14 @@ class Prompt:
     text: str
 
 
-def read_prompts(path: Path, limit: int | None) -> list[Prompt]:
-    """Return the first `limit` distinct prompts of `path`, in its order; a dataset's in the order of its clips.
+def read_prompts(place: str | Path, limit: int | None) -> list[Prompt]:
+    """Return the first `limit` distinct prompts of `place`, in its order; a dataset's in the order of its clips.
 
     Raises FileNotFoundError when there is no such file or dataset, WrongInput when it holds no prompt.
     """
-    if path.is_dir():
-        texts = [row["caption"] or "" for row in Dataset.open(path).kept_clips().to_pylist()]
+    path = Path(place)
+    if not Root.of(place).is_local or path.is_dir():
+        texts = Dataset.open(place).kept_clips().column("caption").to_pylist()
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such prompt file or dataset")
     elif path.suffix == ".jsonl":
@@ -34,8 +36,13 @@ def read_prompts(path: Path, limit: int | None) -> list[Prompt]:
     clean = [unicodedata.normalize("NFC", text.strip()) for text in texts]
     distinct = list(dict.fromkeys(text for text in clean if text))
     if not distinct:
-        raise WrongInput(f"{path}: holds no prompt")
+        raise WrongInput(f"{place}: holds no prompt")
     return [Prompt(id=prompt_id(text), text=text) for text in distinct[:limit]]
+
+
+def is_there(place: str) -> bool:
+    """Whether there is such a file or dataset; one in an object store is taken to be there."""
+    return not Root.of(place).is_local or Path(place).exists()
 
 
 def prompt_id(text: str) -> str:

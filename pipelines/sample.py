@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from cluster import pool
 from cluster.session import Cluster
+from ingest.objects import Root
 from ingest.tables import Table
 from models import noise, samplers, windows
 from models.diffusion import Schedule
@@ -22,7 +23,7 @@ from pipelines.manifest import FOLDER, KEY, SCHEMA, Writer, failed_row, read_set
 from pipelines.order import Order
 from pipelines.output import claim
 from pipelines.plan import Plan
-from pipelines.prompts import Prompt, read_prompts
+from pipelines.prompts import Prompt, is_there, read_prompts
 
 VERB = "sample"
 IDENTITY_SCHEMA = 1
@@ -60,7 +61,7 @@ class Windows:
 class Config:
     """An evaluation set: `prompts` is a .txt or .jsonl file, or a dataset whose captions are the prompts."""
 
-    prompts: Path
+    prompts: str
     base: Path
     motion: Path
     out: Path
@@ -112,7 +113,7 @@ def plan(config: Config) -> Plan:
     """Count samples and windows as far as the inputs exist already."""
     counts: dict[str, int | float | str] = {"seeds_per_prompt": config.num_seeds}
     notes: tuple[str, ...] = ()
-    if config.prompts.exists():
+    if is_there(config.prompts):
         prompts = read_prompts(config.prompts, config.max_prompts)
         counts |= {"prompts": len(prompts), "samples": len(prompts) * config.num_seeds}
     else:
@@ -134,7 +135,7 @@ def run(config: Config, *, context: Context) -> Result:
     if claimed.finished and len(_present(config.out)) >= claimed.finished["asked"]:
         return Result(**claimed.finished)
     with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
-        table = Table.create(config.out / FOLDER, SCHEMA, key=KEY)
+        table = Table.create(Root.of(config.out), FOLDER, SCHEMA, key=KEY)
         known = _present(config.out)
         todo = [order for order in orders if order.identity not in known]
         if len(todo) < len(orders):

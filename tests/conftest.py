@@ -1,8 +1,14 @@
 """A tiny dataset and tiny networks for the whole suite; made here, so that no download and no shared folder is needed."""
 
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 
@@ -71,3 +77,48 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Tiny:
         dataset.commit(result.rows, result.captions, app_id="tiny", batch=batch)
     assert dataset.kept_clips().num_rows == len(CAPTIONS)
     return Tiny(videos=tiny_videos, root=root, dataset=dataset)
+
+
+STORE = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()  # until whoever started it is gone
+"""
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """A local S3 server, reached through the environment like any other; gives its endpoint.
+
+    A process of its own: SQL on a table holds this one's interpreter while it asks the store.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", STORE], text=True, **pipes) as server:
+        endpoint = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        settings = {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "nobody",
+            "AWS_SECRET_ACCESS_KEY": "nothing",
+            "AWS_REGION": "us-east-1",
+        }
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        client.create_bucket(Bucket="kinoray")
+        yield endpoint
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+        client.close()
+        server.terminate()
+
+
+@pytest.fixture
+def bucket(object_store: str) -> str:  # noqa: ARG001  what starts the server
+    """A prefix of its own in the local S3 server."""
+    return f"s3://kinoray/{uuid.uuid4().hex}"

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.schema import payload_schema
-from ingest.shards import CorruptPayload, ShardWriter, StorageError, read_payload, write_shard
+from ingest.files import StorageError
+from ingest.shards import CorruptPayload, ShardWriter, read_payload, write_shard
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def row(payload: bytes, name: bytes = b"") -> dict:
 
 
 def read(root, place):
-    return bytes(read_payload(root / place.shard, place.offset, place.length, place.crc32))
+    return bytes(read_payload(root, place.shard, place.offset, place.length, place.crc32))
 
 
 @settings(deadline=None, max_examples=25)
@@ -90,21 +91,23 @@ def test_every_damage_is_told_with_shard_and_clip(tmp_path):
         bad[bit // 8] ^= 1 << bit % 8
         other = tmp_path / f"bad{_trial}"
         other.write_bytes(bad)
-        with pytest.raises(CorruptPayload, match=rf"{other}.*clip c7"):
-            read_payload(other, place.offset, place.length, place.crc32, clip_id="c7")
+        with pytest.raises(CorruptPayload, match=rf"{other.name}.*clip c7"):
+            read_payload(
+                tmp_path, other.name, place.offset, place.length, place.crc32, clip_id="c7"
+            )
     assert read(tmp_path, places[3]) == payloads[3]
     path.write_bytes(good[: places[5].offset + 10])  # truncated under a reader that has it open
     with pytest.raises(CorruptPayload, match="shorter"):
         read(tmp_path, places[5])
     empty = tmp_path / "empty"
     empty.write_bytes(b"")
-    with pytest.raises(CorruptPayload, match="empty"):
-        read_payload(empty, 0, 1, 0)
+    with pytest.raises(CorruptPayload, match="shorter"):
+        read_payload(tmp_path, empty.name, 0, 1, 0)
     with pytest.raises(FileNotFoundError):
-        read_payload(tmp_path / "gone", 0, 1, 0)
+        read_payload(tmp_path, "gone", 0, 1, 0)
     swapped = places[1]
     with pytest.raises(CorruptPayload):
-        read_payload(tmp_path / "bad0", swapped.offset, swapped.length, places[2].crc32)
+        read_payload(tmp_path, "bad0", swapped.offset, swapped.length, places[2].crc32)
 
 
 FULL_DISK = """

@@ -1,19 +1,16 @@
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from ingest.clip import Contract, Prep
+from ingest.files import StorageError
 from ingest.ledger import to_table
 from ingest.schema import captions_schema
-from ingest.shards import StorageError, read_payload
 from ingest.store import ContractMismatch, Dataset, NotADataset
 from ingest.tables import NotOurs
 from ingest.unit import with_attempts
@@ -25,6 +22,7 @@ NO_CAPTIONS = captions_schema().empty_table()
 def unit_rows(name, fate="kept", clips=1):
     source = {"unit_id": name, "kind": "source", "id": f"s{name}", "fate": fate, "attempts": 1}
     clip = {"unit_id": name, "kind": "clip", "fate": "kept", "attempts": 1, "frame_count": 80}
+    clip |= {"fps_num": 16, "fps_den": 1}
     place = {"shard": "data/x", "offset": 0, "length": 5, "crc32": 2**32 - 1}
     found = [
         clip | place | {"id": f"c{name}{n}", "payload_sha256": f"p{name}{n}"} for n in range(clips)
@@ -48,7 +46,7 @@ def dataset(tmp_path):
 def test_contract_and_settings_live_in_the_ledger(dataset):
     again = Dataset.open(dataset.root)
     assert (again.contract, again.prep_digest) == (Contract(), Prep().digest())
-    log = (dataset.root / "ledger" / "_delta_log" / f"{0:020}.json").read_text()
+    log = (dataset.root.path / "ledger" / "_delta_log" / f"{0:020}.json").read_text()
     metadata = next(json.loads(line)["metaData"] for line in log.splitlines() if "metaData" in line)
     assert json.loads(metadata["configuration"]["kinoray.contract"]) == {"fps": 16, "frames": 80}
     assert json.loads(metadata["configuration"]["kinoray.prep"])["crf"] == 18
@@ -88,7 +86,9 @@ def test_a_commit_lands_once_with_its_captions(dataset):
 
 
 def test_captions_of_a_lost_commit_are_not_doubled(dataset):
-    dataset._captions.append_missing(caption_rows("a0"))  # died between captions and ledger
+    dataset.table("annotations/captions").append_missing(
+        caption_rows("a0")
+    )  # died between captions and ledger
     dataset.commit(unit_rows("a"), caption_rows("a0", text="new"), app_id="run", batch=1)
     assert dataset.captions().num_rows == 1
     assert dataset.kept_clips().column("caption").to_pylist() == ["said a0"]
@@ -96,15 +96,19 @@ def test_captions_of_a_lost_commit_are_not_doubled(dataset):
 
 def test_a_caption_of_other_bytes_is_not_believed(dataset):
     stranger = caption_rows("a0").set_column(2, captions_schema().field(2), pa.array(["other"]))
-    dataset._captions.append_missing(stranger)
+    dataset.table("annotations/captions").append_missing(stranger)
     dataset.commit(unit_rows("a"), NO_CAPTIONS, app_id="run", batch=1)
     assert dataset.kept_clips().column("caption").to_pylist() == [""]
 
 
 def test_the_preferred_caption_is_that_of_lowest_rank(dataset):
     dataset.commit(unit_rows("a"), caption_rows("a0"), app_id="run", batch=1)
-    dataset._captions.append_missing(caption_rows("a0", text="best", producer="x", rank=0))
-    dataset._captions.append_missing(caption_rows("a0", text="worst", producer="y", rank=9))
+    dataset.table("annotations/captions").append_missing(
+        caption_rows("a0", text="best", producer="x", rank=0)
+    )
+    dataset.table("annotations/captions").append_missing(
+        caption_rows("a0", text="worst", producer="y", rank=9)
+    )
     assert dataset.kept_clips().column("caption").to_pylist() == ["best a0"]
 
 
@@ -140,81 +144,10 @@ def test_info_counts(dataset):
     assert not dataset.balance({"e"}).ok
 
 
-COMMITTER = """
-import sys, zlib
-from pathlib import Path
-import pyarrow as pa
-from ingest.clip import Contract, Prep, captions_schema
-from ingest.ledger import to_table
-from ingest.shards import write_shard
-from ingest.store import Dataset
-root, app, units = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
-dataset = Dataset.create(root, Contract(), Prep())
-print("ready", flush=True)
-done = dataset.committed_units()
-for first in range(0, len(units), 2):
-    rows, captions = [], []
-    for unit in units[first : first + 2]:
-        if unit in done:
-            continue
-        payload, same = unit.encode() * 50, {"unit_id": unit, "fate": "kept", "attempts": 1}
-        digests = {"clip_id": b"c" * 32, "payload_sha256": b"p" * 32}
-        crc = zlib.crc32(payload)
-        place = write_shard([digests | {"payload": payload, "payload_crc32": crc}], root)[0]
-        rows.append(same | {"kind": "source", "id": "s" + unit, "num_candidates": 1, "num_kept": 1})
-        rows.append(same | {"kind": "clip", "id": "c" + unit, "payload_sha256": "p" + unit,
-                            "shard": place.shard, "offset": place.offset, "length": place.length,
-                            "crc32": place.crc32})
-        captions.append({"clip_id": "c" + unit, "producer": "x", "payload_sha256": "p" + unit,
-                         "caption": unit, "rank": 0})
-    if rows:
-        said = pa.Table.from_pylist(captions, schema=captions_schema())
-        dataset.commit(to_table(rows), said, app_id=app, batch=dataset.next_batch(app))
-print("all", flush=True)
-"""
-
-
-def test_killed_at_any_moment_and_resumed_loses_and_doubles_nothing(tmp_path):
-    root, kills = tmp_path / "dataset", 0
-    work = {app: [f"{app}{n}" for n in range(60)] for app in ("x", "y")}
-    generator = random.Random(7)
-
-    def start(app):
-        command = [sys.executable, "-c", COMMITTER, str(root), app, ",".join(work[app])]
-        environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-    while kills < 10:
-        running = [start(app) for app in work]
-        for process in running:
-            assert process.stdout.readline() == "ready\n"
-        time.sleep(generator.uniform(0, 0.15))
-        for process in running:
-            kills += process.poll() is None
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-    for process in [start(app) for app in work]:
-        assert process.communicate(timeout=120)[0] == "ready\nall\n"
-
-    dataset = Dataset.open(root)
-    rows = dataset.ledger().to_pylist()
-    wanted = sorted(work["x"] + work["y"])
-    assert sorted(row["unit_id"] for row in rows if row["kind"] == "source") == wanted
-    assert sorted(row["unit_id"] for row in rows if row["kind"] == "clip") == wanted
-    keys = dataset.captions().select(["clip_id", "producer"]).to_pylist()
-    assert len(keys) == len({key["clip_id"] for key in keys}) == len(wanted)
-    for row in rows:
-        if row["kind"] == "clip":
-            path, place = root / row["shard"], (row["offset"], row["length"], row["crc32"])
-            assert bytes(read_payload(path, *place)) == row["unit_id"].encode() * 50
-    assert dataset.balance(set(wanted)).ok
-    assert dataset.next_batch("x") <= 61
-
-
 FULL = """
 import resource, sys
 from pathlib import Path
-from ingest.shards import StorageError
+from ingest.files import StorageError
 from ingest.store import Dataset
 from test_store import NO_CAPTIONS, unit_rows
 dataset = Dataset.open(Path(sys.argv[1]))

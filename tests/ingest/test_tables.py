@@ -4,7 +4,8 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from ingest.shards import StorageError
+from ingest.files import StorageError
+from ingest.objects import Root
 from ingest.tables import NotATable, NotOurs, Table
 
 SCHEMA = pa.schema([("a", pa.utf8()), ("b", pa.utf8()), ("n", pa.int64())])
@@ -15,7 +16,9 @@ def rows(*names, b="x"):
 
 
 def make(path, key="a"):
-    return Table.create(path, SCHEMA, key=key, settings={"colour": "blue"})
+    return Table.create(
+        Root.of(path.parent), path.name, SCHEMA, key=key, settings={"colour": "blue"}
+    )
 
 
 def listed(table):
@@ -29,7 +32,7 @@ def test_a_batch_lands_once(tmp_path):
     assert table.commit(rows("p", "q"), app_id="run", batch=1) == version  # a repeat is nothing
     assert table.commit(rows("q", "r"), app_id="run", batch=2) == version + 1
     assert listed(table) == ["p", "q", "r"]
-    again = Table.open(tmp_path / "t")
+    again = Table.open(Root.of(tmp_path), "t")
     assert (again.next_batch("run"), again.next_batch("other")) == (3, 1)
     assert again.keys() == {"p", "q", "r"}
     assert again.settings["colour"] == "blue"
@@ -50,7 +53,7 @@ def test_runs_of_different_recipes_append_side_by_side(tmp_path):
         first.commit(rows(f"f{n}", "shared"), app_id="one", batch=n)
         second.commit(rows(f"s{n}", "shared"), app_id="two", batch=n)
     assert len(listed(first)) == 10
-    assert listed(Table.open(tmp_path / "t")).count("shared") == 1
+    assert listed(Table.open(Root.of(tmp_path), "t")).count("shared") == 1
 
 
 def test_a_rival_between_look_and_write_is_noticed(tmp_path, monkeypatch):
@@ -88,10 +91,10 @@ def test_a_key_of_several_columns(tmp_path):
 
 def test_what_is_no_table(tmp_path):
     with pytest.raises(NotATable):
-        Table.open(tmp_path / "absent")
+        Table.open(Root.of(tmp_path), "absent")
     write_deltalake(tmp_path / "foreign", rows("p"))
     with pytest.raises(NotATable, match="marks"):
-        Table.open(tmp_path / "foreign")
+        Table.open(Root.of(tmp_path), "foreign")
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file"):
         make(tmp_path / "file")

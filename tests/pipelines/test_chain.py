@@ -48,10 +48,10 @@ def test_every_payload_decodes_to_80_frames(chain):
     assert len(rows) == 3
     for row in rows:
         payload = read_payload(
-            dataset.root / row["shard"], row["offset"], row["length"], row["crc32"]
+            dataset.root, row["shard"], row["offset"], row["length"], row["crc32"]
         )
         assert payload_frames(bytes(payload)).shape == (80, 64, 64, 3)
-    with pa.OSFile(str(dataset.root / rows[0]["shard"]), "rb") as file:
+    with pa.OSFile(str(dataset.root.path / rows[0]["shard"]), "rb") as file:
         table = pa.ipc.open_file(file).read_all()
     assert table.schema.names[-1] == "payload"
 
