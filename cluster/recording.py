@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -31,6 +32,15 @@ class Store(Protocol):
     def send(self, run_id: str, kind: str, records: Sequence[Record], *, again: bool) -> None:
         """Write records of one kind; `again` when some of them may be there already."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A run in the store: its id, name and tags."""
+
+    id: str
+    name: str
+    tags: Mapping[str, str]
 
 
 class Run:

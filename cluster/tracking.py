@@ -12,11 +12,11 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.recording import LOCAL, Run, Warn, hopeless, now_ms, send
+from cluster.recording import LOCAL, Found, Run, Warn, hopeless, now_ms, send
 from cluster.spool import Record, Spool, leftovers, without_secrets
 
 LOCAL_TAG = "kinoray.local_id"
@@ -176,6 +176,16 @@ class _Store:
             )
             return made.info.run_id
 
+    def search(self, experiment: str) -> Iterator[Found]:
+        """Yield every run of an experiment."""
+        known = self._client.get_experiment_by_name(experiment)
+        token = ""
+        while known is not None and token is not None:
+            page = self._client.search_runs([known.experiment_id], page_token=token or None)
+            for run in page:
+                yield Found(id=run.info.run_id, name=run.info.run_name, tags=dict(run.data.tags))
+            token = page.token or None
+
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
@@ -263,6 +273,14 @@ class _Store:
 
     def _end(self, run_id: str, record: Record) -> None:
         self._client.set_terminated(run_id, record["status"], record["time_ms"])
+
+
+def search(uri: str, experiment: str) -> Iterator[Found]:
+    """Yield every run of an experiment with its tags; nothing where there is no such store or experiment."""
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not Path(path).exists():
+        return
+    yield from _Store(uri).search(experiment)
 
 
 def _artifact_uri(uri: str) -> str | None:

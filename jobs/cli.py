@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from jobs.cli_dataset import dataset
+
 RECIPES = Path(__file__).resolve().parent / "recipes"
 EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong recipe or arguments, 3 finished but incomplete, 130 interrupted (resumable)."
 
@@ -146,6 +148,9 @@ def doctor(*, as_json: bool) -> None:
     from jobs import doctor as checks
 
     checks.run(as_json=as_json)
+
+
+kinoray.add_command(dataset)
 
 
 def _verb(verb: str, recipe: Path, overrides: tuple[str, ...], flags: dict[str, Any]) -> None:

@@ -44,10 +44,12 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Table:
         raise ConfigError((f"{path}: is a folder, not a recipe",)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError((f"{path}: not TOML: {error}",)) from None
-    problems = [problem for text in overrides if (problem := _override(table, text))]
-    if problems:
-        raise ConfigError(tuple(problems))
-    return table
+    return _overridden(table, overrides)
+
+
+def keys(texts: Sequence[str]) -> Table:
+    """Return `a.b=value` words as a table, for commands that need no recipe."""
+    return _overridden({}, texts)
 
 
 def build(schema: type[T], table: Table, *, name: str, prefix: str = "") -> T:
@@ -94,6 +96,13 @@ def _near_file(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
     return nearest(path.name, [p.name for p in path.parent.glob("*.toml")])
+
+
+def _overridden(table: Table, overrides: Sequence[str]) -> Table:
+    problems = [problem for text in overrides if (problem := _override(table, text))]
+    if problems:
+        raise ConfigError(tuple(problems))
+    return table
 
 
 def _override(table: Table, text: str) -> str:

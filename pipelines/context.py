@@ -23,6 +23,7 @@ from pipelines.output import Claim, finish, read_json
 
 STATE = Path(".kinoray")
 EXPERIMENT = "kinoray"
+INPUT_TAG = "kinoray.input."
 ENDINGS: dict[str, Status] = {"done": "FINISHED", "incomplete": "FAILED", "interrupted": "KILLED"}
 Show = Callable[[Mapping[str, Any]], None]
 
@@ -154,6 +155,8 @@ def _tracked(context: Context, claimed: Claim, *, name: str, config: object, ver
     written = read_json(claimed.folder / "tracking.json") or {}
     version = code_version()
     tags = {"kinoray.verb": verb, "kinoray.recipe": claimed.digest, "kinoray.code": version["code"]}
+    # What went in, by digest: from these, and the digests of what came out, descent can be followed.
+    tags |= {f"{INPUT_TAG}{name.replace(' ', '_')}": text for name, text in claimed.inputs.items()}
     run = context.tracker.start(
         name,
         experiment=EXPERIMENT,

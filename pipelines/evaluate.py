@@ -21,8 +21,8 @@ from ingest.store import Dataset
 from models import windows
 from models.metrics import seam
 from pipelines.context import Context, Recorder, recorded
-from pipelines.identity import digest, plain
-from pipelines.manifest import read_set
+from pipelines.identity import plain
+from pipelines.manifest import read_set, set_digest
 from pipelines.measure import Sheet, measure
 from pipelines.output import claim, read_json, to_json
 from pipelines.plan import Plan
@@ -109,7 +109,7 @@ def run(config: Config, *, context: Context) -> Result:
     """Measure every sample of every set and summarise; raises Incomplete before measuring a set with holes."""
     rows = {folder: _complete_rows(folder) for folder in config.sets}
     names = _names(config.sets)
-    inputs = {f"set {names[f]}": digest([r["frames_sha256"] for r in rows[f]]) for f in config.sets}
+    inputs = {f"set {names[f]}": set_digest(rows[f]) for f in config.sets}
     if config.reference:
         inputs["reference"] = Dataset.open(config.reference).digest()
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)

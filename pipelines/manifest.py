@@ -4,6 +4,7 @@ A Delta table beside the videos, committed by the same protocol as the dataset's
 reason; when a later run succeeds, the success is what counts.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 from cluster.pool import Outcome
 from ingest.objects import Root
 from ingest.tables import Table
+from pipelines.identity import digest
 from pipelines.order import Order
 
 KEY = "key"
@@ -65,6 +67,11 @@ def read_set(folder: Path) -> list[dict[str, Any]]:
         if held is None or held["status"] != "done":
             best[row["identity"]] = row
     return sorted(best.values(), key=lambda r: (r["prompt_id"], r["index"], r["identity"]))
+
+
+def set_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the hex sha256 of what a set holds: each sample's identity and frames."""
+    return digest(sorted([row["identity"], row["frames_sha256"]] for row in rows))
 
 
 class Writer:

@@ -46,6 +46,7 @@ class Claim:
 
     folder: Path
     digest: str
+    inputs: Mapping[str, str]
     finished: dict[str, Any] | None
 
 
@@ -69,7 +70,10 @@ def claim(
         text = without_secrets(to_json(recipe | code_version()).decode())
         atomic_write(folder / "recipe.json", text.encode())
     return Claim(
-        folder=folder, digest=identity, finished=_complete(read_json(folder / "result.json"))
+        folder=folder,
+        digest=identity,
+        inputs=dict(inputs),
+        finished=_complete(read_json(folder / "result.json")),
     )
 
 

@@ -19,7 +19,7 @@ from pipelines import weights
 from pipelines.context import Context, Recorder, recorded
 from pipelines.generator import Generator, Weights
 from pipelines.identity import code_version, digest, plain
-from pipelines.manifest import FOLDER, KEY, SCHEMA, Writer, failed_row, read_set
+from pipelines.manifest import FOLDER, KEY, SCHEMA, Writer, failed_row, read_set, set_digest
 from pipelines.order import Order
 from pipelines.output import claim
 from pipelines.plan import Plan
@@ -282,7 +282,7 @@ def _result(
         verb=VERB,
         status=status if complete or status == "interrupted" else "incomplete",
         set=str(config.out),
-        digest=digest(sorted([row["identity"], row["frames_sha256"]] for row in done)),
+        digest=set_digest(done),
         asked=len(orders),
         samples=len(done),
         failed=len(rows) - len(done),
