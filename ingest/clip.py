@@ -1,7 +1,8 @@
 """The clip contract, how clips are prepared, and who a clip is.
 
-A clip is exactly `frames` frames at `fps` from inside one shot. Its id is a hash of where it comes
-from and how it is prepared, so it is known before anything is encoded and equal on every retry.
+A clip is exactly `frames` frames from inside one shot, at the contract's rate. Its id is a hash of
+where it comes from and how it is prepared, so it is known before anything is encoded and equal on
+every retry.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Literal
 
+LOOK_FPS = 16  # cuts are found in this many frames a second: what the thresholds of Prep are for
+MAX_INTERVAL = 100_000
 PREP_VERSION = 1  # raise it when the same Prep starts to give other pixels or other windows
 LIMITS = (
     "max_source_bytes",
@@ -37,22 +40,90 @@ Preset = Literal[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contract:
-    """What every clip of a dataset is: so many frames at one constant rate."""
+    """What every clip of a dataset is: so many frames, and which ones of a source.
+
+    With a number as `fps` a source is resampled to it: frame k of a clip is what was on screen k/fps
+    seconds after its start. With fps = "native" nothing is resampled: a clip is every `interval`-th
+    frame of the source as decoded, and plays at the source's own rate divided by `interval` (at the
+    average rate where a source has no constant one). With frames = 1 clips are stills, which have no
+    rate; sources may be pictures then, and `fps` and `interval` only say how many a video gives.
+    """
 
     frames: int = 80
-    fps: int = 16
+    fps: int | Literal["native"] = 16
+    interval: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a contract that no clip can hold."""
-        if self.frames < 1 or self.fps < 1:
+        """Refuse a contract that no clip can hold, or that could be meant in two ways."""
+        if isinstance(self.fps, str) and self.fps != "native":
+            raise ValueError(f'contract: fps={self.fps!r} is neither a whole number nor "native"')
+        if self.frames < 1 or (not isinstance(self.fps, str) and self.fps < 1):
             raise ValueError(
                 f"contract: frames={self.frames} and fps={self.fps} must both be at least 1"
             )
+        if not 1 <= self.interval <= MAX_INTERVAL:
+            raise ValueError(
+                f"contract: interval={self.interval} must be within 1 to {MAX_INTERVAL}"
+            )
+        if self.interval > 1 and not self.native:
+            raise ValueError(
+                f"contract: interval={self.interval} skips frames of the source, so it needs "
+                f'fps="native"; for fewer frames a second lower fps={self.fps} instead'
+            )
 
     @property
-    def seconds(self) -> float:
-        """Length of a clip in seconds."""
-        return self.frames / self.fps
+    def native(self) -> bool:
+        """Whether clips hold the source's own frames, not resampled ones."""
+        return self.fps == "native"
+
+    @property
+    def is_still(self) -> bool:
+        """Whether a clip is one still image."""
+        return self.frames == 1
+
+    @property
+    def step(self) -> int:
+        """A clip takes every `step`-th of the frames that are decoded and looked at.
+
+        Stills may lie seconds apart, between which nobody could tell a cut from a change.
+        """
+        if self.is_still and isinstance(self.fps, int):
+            return -(-LOOK_FPS // self.fps)
+        return self.interval
+
+    @property
+    def span(self) -> int:
+        """How many decoded frames in a row a clip reaches over, the first and last included."""
+        return (self.frames - 1) * self.step + 1
+
+    def stream_fps(self, source_fps: Fraction) -> Fraction:
+        """Return how many frames a second are decoded of a source that has `source_fps`."""
+        return source_fps if isinstance(self.fps, str) else Fraction(self.fps * self.step)
+
+    def payload_fps(self, source_fps: Fraction) -> Fraction:
+        """Return the exact frames per second at which a clip of a source plays; 0 for a still."""
+        return Fraction(0) if self.is_still else self.stream_fps(source_fps) / self.step
+
+    def seconds(self, fps: Fraction | float) -> float:
+        """Return how long a clip plays at `fps` frames per second; 0 for a still."""
+        return 0.0 if self.is_still else float(self.frames / fps)
+
+    def describe(self) -> str:
+        """Return the contract in a few words for people."""
+        every = "every frame" if self.interval == 1 else f"1 of {self.interval} frames"
+        rate = f"{every} of the source" if self.native else f"{self.fps} fps"
+        if self.is_still:
+            return f"stills (from videos: {rate})"
+        return f"{self.frames} frames, {rate}" if self.native else f"{self.frames} frames at {rate}"
+
+    def settings(self) -> dict[str, int | str]:
+        """Return the fields as stored and hashed; `Contract(**settings)` is this contract again.
+
+        A field that is younger than stored datasets is left out at its default, so that their
+        digests stay.
+        """
+        younger = {"interval": self.interval} if self.interval > 1 else {}
+        return {"frames": self.frames, "fps": self.fps, **younger}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +135,7 @@ class Prep:
     crf: int = 18
     preset: Preset = "veryfast"
     gop: int = 16
-    cut_trim_frames: int = 4
+    cut_trim_frames: int = 4  # at the contract's fps; for "native" and stills at LOOK_FPS
     cut_ratio: float = 3.5
     cut_min_levels: float = 15.0
     cut_sure_levels: float = 45.0
@@ -90,6 +161,7 @@ class Prep:
     def digest(self) -> str:
         """Return the hex sha256 of everything that decides pixels and window positions."""
         values = {name: value for name, value in asdict(self).items() if name not in LIMITS}
+        values["contract"] = self.contract.settings()
         return digest_of({"prep_version": PREP_VERSION, **values})
 
 
@@ -115,12 +187,28 @@ def clip_id(
     )
 
 
-def payload_size(width: int, height: int, short_side_px: int) -> tuple[int, int]:
-    """Return (width, height) of the payload: even, short side at most `short_side_px`, never up."""
+def payload_kind(contract: Contract) -> str:
+    """Return the kind of the payloads that curation stores under a contract."""
+    return "png" if contract.is_still else "h264_mp4"
+
+
+def payload_size(
+    width: int, height: int, short_side_px: int, *, even: bool = True
+) -> tuple[int, int]:
+    """Return (width, height) of the payload: short side at most `short_side_px`, never enlarged.
+
+    Both are even, as video codecs want; without `even` no row or column is lost to that.
+    """
     scale = min(1.0, short_side_px / min(width, height))
+    unit = 2 if even else 1
 
-    def even(value: float) -> int:
-        return max(2, int(value / 2 + 0.5) * 2)
+    def fitted(side: int) -> int:
+        wanted = max(unit, int(side * scale / unit + 0.5) * unit)
+        return min(wanted, max(unit, side // unit * unit))
 
-    payload = even(width * scale), even(height * scale)
-    return min(payload[0], max(2, width // 2 * 2)), min(payload[1], max(2, height // 2 * 2))
+    return fitted(width), fitted(height)
+
+
+def played_s(frame_count: int, fps_num: int, fps_den: int) -> float:
+    """Return how many seconds a stored clip plays, from its row's columns; 0 for a still."""
+    return frame_count * fps_den / fps_num if fps_num else 0.0

@@ -1,10 +1,12 @@
-"""The only place that uses decord, and only on files that we wrote ourselves.
+"""Payloads to frames; the only place that uses decord, and only on files that we wrote ourselves.
 
 Such a file has closed GOPs, no edit list, a constant rate and starts at 0; on others decord can be
 silently wrong or hang. Resizing is area averaging by OpenCV, the one resizer of everything stored.
 """
 
 import io
+from collections.abc import Sequence
+from fractions import Fraction
 
 import cv2
 import decord
@@ -16,6 +18,7 @@ MAX_MEAN_ERROR = (
     24.0  # grey levels; noise at the default crf stays below 10, another frame is above
 )
 TIME_TOLERANCE_S = 1e-3
+PNG_END = b"IEND\xaeB`\x82"
 
 
 def _open(payload: bytes | memoryview) -> decord.VideoReader:
@@ -54,19 +57,67 @@ def _unpadded(frame_HWX: np.ndarray) -> np.ndarray:
 def payload_frames(
     payload: bytes | memoryview,
     *,
+    kind: str = "h264_mp4",
     width: int | None = None,
     height: int | None = None,
     indices: list[int] | None = None,
+    shape: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Decode a file of ours to uint8 THWC; with width and height, cropped and resized to them.
+    """Return the frames of a payload as uint8 THWC; with width and height, cropped and resized.
 
+    `kind` is the row's payload_kind: h264_mp4, png (one frame), or raw_u8_thwc, which needs `shape`
+    (T, H, W) and gives a read-only view of the payload where nothing is picked or resized.
     Raises ValueError when it cannot be decoded.
     """
-    reader = _open(payload)
-    frames_THWC = _frames(reader, list(range(len(reader))) if indices is None else indices)
+    if kind not in _DECODERS:
+        raise ValueError(
+            f"payload kind {kind!r} holds no frames; kinds that do: {', '.join(_DECODERS)}"
+        )
+    frames_THWC = _DECODERS[kind](payload, indices, shape)
     if width is None or height is None:
         return frames_THWC
     return resize_crop(frames_THWC, width, height)
+
+
+def _video(
+    payload: bytes | memoryview, indices: list[int] | None, _shape: Sequence[int] | None
+) -> np.ndarray:
+    reader = _open(payload)
+    return _frames(reader, list(range(len(reader))) if indices is None else indices)
+
+
+def _picture(
+    payload: bytes | memoryview, indices: list[int] | None, _shape: Sequence[int] | None
+) -> np.ndarray:
+    data = np.frombuffer(payload, np.uint8)
+    try:
+        frame_HWC = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+    except cv2.error as error:
+        raise ValueError(f"payload cannot be decoded: {str(error).strip()[:200]}") from error
+    if frame_HWC is None or not bytes(payload[-8:]) == PNG_END:
+        raise ValueError("payload cannot be decoded: not a whole PNG")
+    return _picked(frame_HWC[None], indices)
+
+
+def _raw(
+    payload: bytes | memoryview, indices: list[int] | None, shape: Sequence[int] | None
+) -> np.ndarray:
+    if shape is None or len(shape) != 3:
+        raise ValueError(f"shape={shape}: raw frames need (frames, height, width) from their row")
+    frames = np.frombuffer(payload, np.uint8)
+    if frames.size != 3 * int(np.prod(shape, dtype=np.int64)):
+        raise ValueError(f"payload has {frames.size} bytes, frames of {tuple(shape)} have others")
+    return _picked(frames.reshape(*shape, 3), indices)
+
+
+def _picked(frames_THWC: np.ndarray, indices: list[int] | None) -> np.ndarray:
+    try:
+        return frames_THWC if indices is None else frames_THWC[indices]
+    except IndexError as error:
+        raise ValueError(f"payload cannot be decoded: {error}") from error
+
+
+_DECODERS = {"h264_mp4": _video, "png": _picture, "raw_u8_thwc": _raw}
 
 
 def resize_crop(frames_THWC: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -88,25 +139,50 @@ def resize_crop(frames_THWC: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def check_payload(
-    payload: bytes | memoryview, contract: Contract, *, reference_THWC: np.ndarray | None = None
+    payload: bytes | memoryview,
+    contract: Contract,
+    *,
+    fps: Fraction | float | None = None,
+    reference_THWC: np.ndarray | None = None,
 ) -> None:
     """Decode every frame and compare count, times and, if given, pixels with the contract.
 
-    Raises ValueError that says what is wrong.
+    `fps` is the row's rate, which a contract of native frames does not know. A still must equal its
+    reference. Raises ValueError that says what is wrong.
     """
+    if contract.is_still:
+        frames_THWC = payload_frames(payload, kind="png")
+    else:
+        frames_THWC = _timed_frames(payload, contract, contract.fps if fps is None else fps)
+    if reference_THWC is None:
+        return
+    if frames_THWC.shape != reference_THWC.shape:
+        raise ValueError(f"payload decodes to {frames_THWC.shape}, not {reference_THWC.shape}")
+    if contract.is_still:
+        if not np.array_equal(frames_THWC, reference_THWC):
+            raise ValueError("payload differs from its picture, though it is lossless")
+        return
+    _compare(frames_THWC, reference_THWC)
+
+
+def _timed_frames(
+    payload: bytes | memoryview, contract: Contract, fps: Fraction | float | str
+) -> np.ndarray:
+    if isinstance(fps, str):
+        raise ValueError(f"fps={fps}: give the rate of the clip's row to check its payload")  # noqa: TRY004 - no bug of types
     reader = _open(payload)
     if len(reader) != contract.frames:
         raise ValueError(f"payload has {len(reader)} frames, the contract says {contract.frames}")
     indices = list(range(contract.frames))
     frames_THWC = _frames(reader, indices)
     starts_s = reader.get_frame_timestamp(indices)[:, 0]
-    wanted_s = np.arange(contract.frames) / contract.fps
+    wanted_s = np.arange(contract.frames) / float(fps)
     if np.abs(starts_s - wanted_s).max() > TIME_TOLERANCE_S:
-        raise ValueError(f"payload is not at a constant {contract.fps} fps from 0")
-    if reference_THWC is None:
-        return
-    if frames_THWC.shape != reference_THWC.shape:
-        raise ValueError(f"payload decodes to {frames_THWC.shape}, not {reference_THWC.shape}")
+        raise ValueError(f"payload is not at a constant {fps} fps from 0")
+    return frames_THWC
+
+
+def _compare(frames_THWC: np.ndarray, reference_THWC: np.ndarray) -> None:
     step = 4  # every fourth pixel tells as much at a sixteenth of the cost
     difference = np.abs(
         frames_THWC[:, ::step, ::step].astype(np.int16) - reference_THWC[:, ::step, ::step]

@@ -1,9 +1,12 @@
-"""Frames to files: the payload of a clip, a video for people to watch, a lossless one, a poster.
+"""Frames to files: the payload of a clip or a still, a video to watch, a lossless one, a poster.
 
 One thread and bit-exact flags, so that the same frames give the same bytes on every machine with
 the same ffmpeg; no B frames and no edit list, so that every reader counts from 0 and sees no less.
 """
 
+from fractions import Fraction
+
+import cv2
 import numpy as np
 
 from ingest import ffmpeg
@@ -34,6 +37,9 @@ TO_BT709: tuple[str, dict[str, object]] = (
 )
 
 
+PNG = {"compression": 3}  # 9 takes four times as long for 3 % less
+
+
 def _packed(frames_THWC: np.ndarray) -> tuple[memoryview, tuple[int, int]]:
     if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3:
         raise ValueError(
@@ -56,16 +62,34 @@ def _h264(crf: int, preset: str, gop: int) -> dict[str, object]:
     }
 
 
-def encode_clip(frames_THWC: np.ndarray, prep: Prep) -> bytes:
-    """Encode uint8 THWC frames (even height and width) as the H.264 payload of one clip."""
+def encode_clip(frames_THWC: np.ndarray, prep: Prep, *, fps: Fraction | int | None = None) -> bytes:
+    """Encode uint8 THWC frames (even height and width) as the H.264 payload of one clip.
+
+    It plays at exactly `fps`, which a contract of native frames does not know by itself; without it
+    at the contract's. Raises ValueError when nothing tells the rate, or for other arrays.
+    """
     data, size = _packed(frames_THWC)
+    rate = prep.contract.fps if fps is None else fps
+    if isinstance(rate, str) or rate <= 0:
+        raise ValueError(f"fps={fps} with a contract of {rate} frames: give the clip's own rate")
     options = _h264(prep.crf, prep.preset, prep.gop) | MP4 | EXACT
-    return ffmpeg.encode(
-        data, size=size, fps=prep.contract.fps, options=options, filters=(TO_BT709,)
-    )
+    return ffmpeg.encode(data, size=size, fps=rate, options=options, filters=(TO_BT709,))
 
 
-def encode_video(frames_THWC: np.ndarray, fps: int, *, lossless: bool) -> bytes:
+def encode_still(frame_HWC: np.ndarray) -> bytes:
+    """Encode one uint8 RGB frame of any size as PNG, the lossless payload of a still.
+
+    In this process: starting ffmpeg would cost more than all the rest of a still.
+    """
+    _packed(frame_HWC[None])
+    bgr_HWC = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".png", bgr_HWC, [cv2.IMWRITE_PNG_COMPRESSION, PNG["compression"]])
+    if not done:
+        raise ffmpeg.EncodeError(f"OpenCV could not encode a picture of {frame_HWC.shape}")
+    return data.tobytes()
+
+
+def encode_video(frames_THWC: np.ndarray, fps: Fraction | int, *, lossless: bool) -> bytes:
     """Encode uint8 THWC frames as MP4: exact RGB for measuring, or yuv420p for any player.
 
     The viewing form drops an odd last row or column, since players take even sizes only.
@@ -76,7 +100,7 @@ def encode_video(frames_THWC: np.ndarray, fps: int, *, lossless: bool) -> bytes:
         return ffmpeg.encode(data, size=size, fps=fps, options=options | {"pix_fmt": "rgb24"})
     height, width = (side // 2 * 2 for side in frames_THWC.shape[1:3])
     data, size = _packed(frames_THWC[:, :height, :width])
-    options = _h264(16, "veryfast", fps) | MP4 | EXACT
+    options = _h264(16, "veryfast", max(1, round(fps))) | MP4 | EXACT
     return ffmpeg.encode(data, size=size, fps=fps, options=options, filters=(TO_BT709,))
 
 

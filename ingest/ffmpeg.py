@@ -7,20 +7,22 @@ file and nothing else: no network, and no format that points at other files (pla
 
 import contextlib
 import os
-import re
 import resource
 import subprocess
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import IO, Any
 
 import ffmpeg
 import imageio_ffmpeg
 
 from ingest.clip import Prep
+from ingest.rates import Pace, pace_of
 from ingest.sources import SourceError
+from ingest.streams import VideoInfo, chosen, declared_fps, packet_times, reason
 
 GLOBAL = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "repeat+level+info")
 PROTOCOLS = "file,pipe"
@@ -29,45 +31,14 @@ DEMUXERS = (
     "aac,asf,av1,avi,dv,flv,h264,hevc,ivf,m4v,matroska,mov,mp3,mpeg,mpegts,mpegvideo,mxf,nut,obu,"
     "ogg,rm,vc1,wav,webm,yuv4mpegpipe"
 )
-HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
-MATRICES = ("bt709", "bt470bg", "smpte170m", "fcc", "smpte240m", "bt2020nc", "bt2020c", "gbr")
 # full_chroma_int is no luxury: the shortcut to RGB without it darkens by a level (seen on dark film).
 SCALE_FLAGS = "area+accurate_rnd+full_chroma_int+bitexact"
 PROBE_TIMEOUT_S = 120.0
 ENCODE_TIMEOUT_S = 600.0
 
-_STREAM = re.compile(
-    r"Stream #0:(\d+).*?: Video: \w+.*?, (\w+)(?:\(([^)]*)\))?,? .*?(\d{1,6})x(\d{1,6})"
-)
-_MAPPED = re.compile(r"Stream #0:(\d+) -> #0:(\d+)")
-_SIZE = re.compile(r"^#dimensions (\d+): (\d+)x(\d+)", re.MULTILINE)
-_ASPECT = re.compile(r"^#sar (\d+): (\d+)/(\d+)", re.MULTILINE)
-_FIELDS = re.compile(r" i:[TB] ")
-_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
-
 
 class EncodeError(RuntimeError):
     """The encoder refused frames that the contract allows: a fault of ours or of the machine."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoInfo:
-    """The chosen video stream: upright size as stored (px), pixel aspect, colour, fields."""
-
-    stream_index: int
-    width: int
-    height: int
-    pixel_aspect: Fraction
-    matrix: str
-    hdr: bool
-    interlaced: bool
-
-    @property
-    def display_size(self) -> tuple[int, int]:
-        """(width, height) in px with square pixels; the longer axis shrinks, none ever grows."""
-        if self.pixel_aspect >= 1:
-            return self.width, max(1, round(self.height / self.pixel_aspect))
-        return max(1, round(self.width * self.pixel_aspect)), self.height
 
 
 @cache
@@ -94,11 +65,14 @@ def limit(pid: int, prep: Prep) -> None:
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 
 
-def _input(prep: Prep) -> Any:
+def _input(prep: Prep, picture: str = "") -> Any:
+    # A picture's demuxer is forced: the one that ffmpeg finds by name reads patterns of names.
+    forced = {"f": picture, "err_detect": "crccheck"} if picture else {}
     return ffmpeg.input(
         SOURCE_PLACE,
+        **forced,
         protocol_whitelist=PROTOCOLS,
-        format_whitelist=DEMUXERS,
+        format_whitelist=picture or DEMUXERS,
         max_pixels=prep.max_pixels,
         max_error_rate=1,
         threads=1,
@@ -114,29 +88,16 @@ def _command(output: Any, uri: str) -> list[str]:
     return [executable(), *GLOBAL, *args]
 
 
-def plain(line: str) -> str:
-    """Return a line of ffmpeg's log without addresses, so that equal faults read equal."""
-    return _ADDRESS.sub("", line).strip()
+def probe(uri: str, prep: Prep, picture: str = "") -> VideoInfo:
+    """Choose the largest real video stream and decode its first frame; raises SourceError.
 
-
-def _reason(log: str) -> str:
-    lines = [line for line in log.splitlines() if "[error]" in line or "[fatal]" in line]
-    return plain(" | ".join(lines[:2]))[:300] or "ffmpeg gave no reason"
-
-
-def probe(uri: str, prep: Prep) -> VideoInfo:
-    """Choose the largest real video stream and decode its first frame; raises SourceError."""
-    pads = _input(prep)["V"]
+    `picture` is the demuxer of a file known to be one. For a contract of native frames a video's
+    pace is measured, which reads the file once more but decodes nothing.
+    """
+    pads = _input(prep, picture)["V"]
     show = {"vf": "showinfo=checksum=0", "frames:v": 1}
     command = _command(ffmpeg.output(pads, "pipe:1", f="framecrc", **show), uri)
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as child:
-        limit(child.pid, prep)
+    with start(command, prep) as child:
         try:
             out, err = child.communicate(timeout=PROBE_TIMEOUT_S)
         except subprocess.TimeoutExpired as slow:
@@ -145,71 +106,96 @@ def probe(uri: str, prep: Prep) -> VideoInfo:
             ) from slow
         finally:
             child.kill()
-    log = err.decode("utf-8", "replace")
-    return _choose(out.decode("utf-8", "replace"), log)
+    info = chosen(out.decode("utf-8", "replace"), err.decode("utf-8", "replace"), picture=picture)
+    if picture or not prep.contract.native:
+        return info
+    return replace(info, pace=_pace(uri, info, prep))
 
 
-def _choose(header: str, log: str) -> VideoInfo:
-    mapped = {int(out): int(source) for source, out in _MAPPED.findall(log)}
-    if not mapped:
-        no_video = "matches no streams" in log or "does not contain any stream" in log
-        raise SourceError(
-            "probe",
-            "NoVideo" if no_video else "NotAVideo",
-            "no video stream" if no_video else _reason(log),
-        )
-    sizes = {int(out): (int(w), int(h)) for out, w, h in _SIZE.findall(header)}
-    # The header names every stream's size, though a frame may come from one of them only: going by
-    # frames would choose by who was faster.
-    if not sizes:
-        raise SourceError("probe", "Undecodable", _reason(log))
-    best = max(sizes, key=lambda out: (sizes[out][0] * sizes[out][1], -out))
-    aspects = {int(out): (int(a), int(b)) for out, a, b in _ASPECT.findall(header)}
-    above, below = aspects.get(best, (1, 1))
-    width, height = sizes[best]
-    words = _colour_words(log, mapped[best])
-    matrix = next((word for word in words if word in MATRICES), "")
-    return VideoInfo(
-        stream_index=mapped[best],
-        width=width,
-        height=height,
-        pixel_aspect=Fraction(above, below) if above and below else Fraction(1),
-        # An untagged source follows the convention of its size, as players have it.
-        matrix=matrix or ("bt709" if min(width, height) > 576 else "smpte170m"),
-        hdr=any(word in HDR_TRANSFERS for word in words),
-        interlaced=any(word.endswith("first") for word in words) or bool(_FIELDS.search(log)),
+def _pace(uri: str, info: VideoInfo, prep: Prep) -> Pace:
+    stream = _input(prep)[str(info.stream_index)]
+    times = ffmpeg.output(stream, "pipe:1", c="copy", f="framecrc")
+    show = {"vf": "showinfo=checksum=0", "frames:v": 1}
+    command = _command(
+        ffmpeg.merge_outputs(times, ffmpeg.output(stream, "-", f="null", **show)), uri
     )
+    log: list[str] = []
+    with start(command, prep) as child:
+        if child.stdout is None or child.stderr is None:  # never: both are pipes
+            raise RuntimeError("ffmpeg was started without pipes")
+        words = threading.Thread(target=_note_rate, args=(child.stderr, log), daemon=True)
+        timer = threading.Timer(prep.decode_timeout_s, child.kill)
+        words.start()
+        timer.start()
+        try:
+            ticks, timebase = packet_times(line.decode("ascii", "replace") for line in child.stdout)
+            in_time = timer.is_alive()
+        finally:
+            timer.cancel()
+            child.kill()
+            words.join()
+    if not in_time:
+        limit_s = prep.decode_timeout_s
+        raise SourceError("probe", "Timeout", f"not read within decode_timeout_s={limit_s:g}")
+    return pace_of(ticks if timebase else [], timebase, declared_fps(log))
 
 
-def _colour_words(log: str, stream_index: int) -> list[str]:
-    for index, _pixels, colour, _width, _height in _STREAM.findall(
-        log.split("Output #0", maxsplit=1)[0]
-    ):
-        if int(index) == stream_index:
-            return re.split(r", |/| ", colour)
-    return []
+def _note_rate(stream: IO[bytes], log: list[str]) -> None:
+    for line in stream:  # to its end, for a full pipe would stop the reading
+        if b"frame_rate:" in line and not log:
+            log.append(line.decode("utf-8", "replace"))
+
+
+def start(command: list[str], prep: Prep) -> "subprocess.Popen[bytes]":
+    """Start ffmpeg under the limits of `prep`, with its output and its log in pipes."""
+    # A session of its own: Ctrl-C at the terminal lets the unit in flight finish.
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    limit(child.pid, prep)
+    return child
 
 
 def decode_command(uri: str, info: VideoInfo, prep: Prep, size: tuple[int, int]) -> list[str]:
-    """Arguments that write `size` rgb24 frames at the contract's rate to the standard output."""
-    frames = _input(prep)[str(info.stream_index)].filter("showinfo", checksum=0)
+    """Arguments that write `size` rgb24 frames of the stream to the standard output.
+
+    They come at the rate of the contract; for native frames and pictures, each as it was decoded.
+    """
+    frames = _input(prep, info.picture)[str(info.stream_index)].filter("showinfo", checksum=0)
     if info.interlaced:
         frames = frames.filter("bwdif", mode="send_frame", deint="interlaced")
-    frames = (
-        frames.filter("setpts", "PTS-STARTPTS")
-        .filter("fps", prep.contract.fps, round="up")
-        .filter("scale", *size, flags=SCALE_FLAGS, in_color_matrix=info.matrix)
-        .filter("setsar", 1)
-    )
-    output = frames.output("pipe:1", f="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
+    if info.alpha and info.picture:
+        frames = _on_white(frames)
+    if info.picture or prep.contract.native:
+        # The log has the times; the output would mind repeats, also those that rounding makes.
+        frames = frames.filter("setpts", "N/TB")
+    else:
+        fps = prep.contract.stream_fps(Fraction(0))
+        frames = frames.filter("setpts", "PTS-STARTPTS").filter("fps", fps, round="up")
+    # What is RGB already has no matrix, and the filter refuses the word for it.
+    matrix = {} if info.matrix == "gbr" else {"in_color_matrix": info.matrix}
+    frames = frames.filter("scale", *size, flags=SCALE_FLAGS, **matrix).filter("setsar", 1)
+    only = {"frames:v": 1} if info.picture else {}
+    output = frames.output("pipe:1", f="rawvideo", pix_fmt="rgb24", fps_mode="passthrough", **only)
     return _command(output, uri)
+
+
+def _on_white(frames: Any) -> Any:
+    # The colours of what is transparent mean nothing; most such pictures were made for white pages.
+    both = frames.filter("format", "rgba").filter_multi_output("split")
+    white = both[0].filter("drawbox", color="white", t="fill", replace=1)
+    return ffmpeg.overlay(white, both[1], format="rgb")
 
 
 def encode(
     frames: bytes | memoryview,
     *,
     size: tuple[int, int],
-    fps: int,
+    fps: int | Fraction,
     options: dict[str, object],
     filters: Sequence[tuple[str, dict[str, object]]] = (),
 ) -> bytes:
@@ -237,7 +223,7 @@ def encode(
         )
         if done.returncode:
             log = done.stderr.decode("utf-8", "replace")
-            raise EncodeError(f"ffmpeg could not encode: {_reason(log)}")
+            raise EncodeError(f"ffmpeg could not encode: {reason(log)}")
         return os.pread(place, os.fstat(place).st_size, 0)
     finally:
         os.close(place)

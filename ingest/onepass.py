@@ -1,12 +1,11 @@
 """One pass over the frames of a source: cuts, windows, scores, keep rule, payloads, captions.
 
-Memory holds one window of frames, not the video; what is kept goes to the shard at once.
+Memory holds the frames of one clip, not the video; what is kept goes to the shard at once.
 """
 
 import hashlib
 import json
 import zlib
-from collections import deque
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -15,19 +14,46 @@ import numpy as np
 import pyarrow as pa
 
 from ingest.caption import Captions
-from ingest.clip import Prep, clip_id
+from ingest.clip import Prep, clip_id, payload_kind
 from ingest.decode import check_payload
-from ingest.encode import encode_clip
+from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, base_row, source_row, to_table
 from ingest.reading import Reading
 from ingest.schema import captions_schema
 from ingest.scores import score
 from ingest.shards import ShardWriter
-from ingest.shots import CutFinder, Window, WindowFinder
+from ingest.shots import CutFinder, NativeCutFinder, Window, WindowFinder, trim_frames
 from ingest.sources import SourceError
 
-PAYLOAD_KIND = "h264_mp4"
+BT709 = {"range": "tv", "primaries": "bt709", "transfer": "bt709", "matrix": "bt709"}
+SRGB = {"range": "pc", "primaries": "bt709", "transfer": "iec61966-2-1", "matrix": "gbr"}
+LEAST_CAPTION_S = 1.0  # a picture lasts no time, but what is said of a file is said of it too
+
+
+class Held:
+    """The frames that a window may still take, by their number."""
+
+    def __init__(self, finder: WindowFinder) -> None:
+        self._finder, self._frames, self._judged = finder, dict[int, np.ndarray](), 0
+
+    def add(self, index: int, frame_HWC: np.ndarray) -> None:
+        """Hold the next frame, if anybody needs it, and let go of those that nobody needs now."""
+        if self._finder.needs(index):
+            self._frames[index] = frame_HWC
+        decided = self._finder.undecided_from
+        for skipped in range(self._judged, min(decided, index)):
+            if not self._finder.needs(skipped):
+                self._frames.pop(skipped, None)
+        self._judged = max(self._judged, min(decided, index))
+        while self._frames and (oldest := next(iter(self._frames))) < self._judged:
+            if self._finder.needs(oldest):
+                break
+            del self._frames[oldest]
+
+    def take(self, window: Window, step: int) -> np.ndarray:
+        """Return the frames of a window as uint8 THWC."""
+        return np.stack([self._frames[n] for n in range(window.start, window.end, step)])
 
 
 @dataclass(kw_only=True)
@@ -45,32 +71,29 @@ class OnePass:
 
     def read(self, reading: Reading, shard: ShardWriter) -> Fate:
         """Pass all frames through cuts, windows, scores and the keep rule; return the fate."""
-        cuts = CutFinder(self.prep)
-        finder = WindowFinder(self.prep.contract, self.prep.cut_trim_frames)
-        frames: deque[np.ndarray] = deque()
-        first = slots = 0
+        contract = self.prep.contract
+        cuts = NativeCutFinder(self.prep) if contract.native else CutFinder(self.prep)
+        finder = WindowFinder(contract, trim_frames(self.prep, reading.fps))
+        held, count = Held(finder), 0
         for frame_HWC in reading:
-            if not slots:
+            if not count:
                 reading.wait_for_clock()
                 if reading.hdr:
                     return Fate(name="rejected", rule="hdr", message="PQ or HLG transfer")
-            slots += 1
-            frames.append(frame_HWC)
-            for is_cut in cuts.feed(frame_HWC):
+            held.add(count, frame_HWC)
+            for is_cut in cuts.feed(frame_HWC, reading.at_s(count)):
                 for window in finder.feed(is_cut=is_cut):
-                    self._window(window, frames, first, reading, shard)
-            while frames and first < finder.keep_from:
-                frames.popleft()
-                first += 1
+                    self._window(window, held, reading, shard)
+            count += 1
         last = [window for is_cut in cuts.end() for window in finder.feed(is_cut=is_cut)]
         for window in [*last, *finder.end()]:
-            self._window(window, frames, first, reading, shard)
-        self._note(reading, slots)
-        return self._verdict(reading, finder, slots)
+            self._window(window, held, reading, shard)
+        self._note(reading, count)
+        return self._verdict(reading, finder, count)
 
-    def _note(self, reading: Reading, slots: int) -> None:
-        self.stats["slots"] = slots
-        self.stats["source_s"] = slots / self.prep.contract.fps
+    def _note(self, reading: Reading, count: int) -> None:
+        self.stats["slots"] = count
+        self.stats["source_s"] = float(reading.at_s(count)) if count else 0.0
         self.stats["frames_decoded"] = reading.frames_decoded
         self.stats["decode_errors"] = reading.num_errors
         self.source_facts = {
@@ -82,44 +105,38 @@ class OnePass:
             **_clock(reading.timebase),
         }
 
-    def _verdict(self, reading: Reading, finder: WindowFinder, slots: int) -> Fate:
-        if not slots:
+    def _verdict(self, reading: Reading, finder: WindowFinder, count: int) -> Fate:
+        if not count:
             why = reading.damage or "no frame could be decoded"
             raise SourceError("decode", "NoFrames", why)
         if any(row["fate"] == "kept" for row in self.rows):
-            return Fate(name="kept", message=reading.damage)
+            return Fate(name="kept", message=reading.remarks)
         if self.rows:
-            return Fate(name="rejected", rule="no_clip_kept", message=reading.damage)
+            return Fate(name="rejected", rule="no_clip_kept", message=reading.remarks)
         contract = self.prep.contract
         return Fate(
             name="rejected",
             rule="too_short",
-            score=max(0, finder.longest_frames) / contract.fps,
-            threshold=contract.seconds,
-            message=reading.damage,
+            score=float(max(0, finder.longest_frames) / reading.fps),
+            threshold=float(contract.span / reading.fps),
+            message=reading.remarks,
         )
 
-    def _window(
-        self,
-        window: Window,
-        frames: deque[np.ndarray],
-        first: int,
-        reading: Reading,
-        shard: ShardWriter,
-    ) -> None:
-        skip = window.start - first
-        frames_THWC = np.stack([frames[skip + k] for k in range(window.end - window.start)])
-        scores = score(frames_THWC, self.prep.contract.fps)
+    def _window(self, window: Window, held: Held, reading: Reading, shard: ShardWriter) -> None:
+        contract = self.prep.contract
+        frames_THWC = held.take(window, contract.step)
+        fps = contract.payload_fps(reading.fps)
+        scores = score(frames_THWC, fps)
         row = self._clip_row(window, reading)
         fate = self.keep.decide(scores)
         if fate.name == "kept":
-            fate = self._store(row, frames_THWC, shard)
+            fate = self._store(row, frames_THWC, fps, shard)
         row |= scores
         row |= fate.columns()
         self.rows.append(row)
 
     def _clip_row(self, window: Window, reading: Reading) -> dict[str, object]:
-        contract = self.prep.contract
+        fps = self.prep.contract.payload_fps(reading.fps)
         start, end = reading.tick(window.start), reading.tick(window.end)
         identity = clip_id(
             source_sha256=self.unit.source_sha256,
@@ -137,31 +154,44 @@ class OnePass:
             **_clock(reading.timebase),
             "start_pts": start,
             "end_pts": end,
-            "start_s": window.start / contract.fps,
-            "end_s": window.end / contract.fps,
+            "start_s": float(reading.at_s(window.start)),
+            "end_s": float(reading.at_s(window.end)),
             "shot_index": window.shot_index,
-            "fps_num": contract.fps,
-            "fps_den": 1,
-            "frame_count": contract.frames,
+            "fps_num": fps.numerator,
+            "fps_den": fps.denominator,
+            "frame_count": self.prep.contract.frames,
             "width": reading.width,
             "height": reading.height,
         }
 
-    def _store(self, row: dict[str, object], frames_THWC: np.ndarray, shard: ShardWriter) -> Fate:
-        payload = encode_clip(frames_THWC, self.prep)
+    def _store(
+        self, row: dict[str, object], frames_THWC: np.ndarray, fps: Fraction, shard: ShardWriter
+    ) -> Fate:
+        contract = self.prep.contract
+        payload = (
+            encode_still(frames_THWC[0])
+            if contract.is_still
+            else encode_clip(frames_THWC, self.prep, fps=fps)
+        )
         try:
-            check_payload(payload, self.prep.contract, reference_THWC=frames_THWC)
+            check_payload(payload, contract, fps=fps, reference_THWC=frames_THWC)
         except ValueError as error:
             return Fate(
                 name="failed", stage="check", error_class="BrokenContract", message=str(error)
             )
         sha256 = hashlib.sha256(payload)
         shard.append(_payload_row(row, payload, sha256.digest(), self.prep))
-        row |= {"payload_kind": PAYLOAD_KIND, "payload_sha256": sha256.hexdigest()}
+        kind = payload_kind(contract)
+        row |= {"payload_kind": kind, "payload_sha256": sha256.hexdigest()}
         self.stats["payload_bytes"] = self.stats.get("payload_bytes", 0) + len(payload)
-        video = Path(self.unit.source.uri)
-        window_s = float(str(row["start_s"])), float(str(row["end_s"]))
-        caption = self.captions.caption(video, *window_s)
+        self._ask_caption(row)
+        return Fate(name="kept")
+
+    def _ask_caption(self, row: dict[str, object]) -> None:
+        video, start_s = Path(self.unit.source.uri), float(str(row["start_s"]))
+        end_s = float(str(row["end_s"]))
+        end_s = end_s if end_s > start_s else start_s + LEAST_CAPTION_S
+        caption = self.captions.caption(video, start_s, end_s)
         if caption is not None:
             self.captioned.append(
                 {
@@ -172,7 +202,6 @@ class OnePass:
                     "rank": caption.rank,
                 }
             )
-        return Fate(name="kept")
 
     def place(self, shard: ShardWriter) -> None:
         """Finish the shard and write each kept clip's place into its row."""
@@ -212,7 +241,8 @@ def _clock(timebase: Fraction) -> dict[str, object]:
 def _payload_row(
     row: dict[str, object], payload: bytes, sha256: bytes, prep: Prep
 ) -> dict[str, object]:
-    params = {"crf": prep.crf, "gop": prep.gop, "preset": prep.preset}
+    still = prep.contract.is_still
+    params = PNG if still else {"crf": prep.crf, "gop": prep.gop, "preset": prep.preset}
     same = (
         "source_uri stream_index timebase_num timebase_den start_pts end_pts "
         "fps_num fps_den frame_count width height"
@@ -221,8 +251,8 @@ def _payload_row(
         **{name: row[name] for name in same.split()},
         "clip_id": bytes.fromhex(str(row["id"])),
         "source_sha256": bytes.fromhex(str(row["source_sha256"])),
-        "color": {"range": "tv", "primaries": "bt709", "transfer": "bt709", "matrix": "bt709"},
-        "payload_kind": PAYLOAD_KIND,
+        "color": SRGB if still else BT709,
+        "payload_kind": payload_kind(prep.contract),
         "payload_params": json.dumps(params, sort_keys=True),
         "payload_sha256": sha256,
         "payload_crc32": zlib.crc32(payload),

@@ -1,5 +1,6 @@
-"""One decode per source: frames of the contract's rate as they pass by, and what their clock said.
+"""One decode per source: frames as the contract wants them, and what their clock said.
 
+That is frames at the contract's rate, or each frame of the source as decoded, or a picture's one.
 A thread drains ffmpeg's log all the while (a full pipe would stop the decoder) and keeps the time
 base, the first pts, counts and the first complaint; the frames come through the other pipe.
 """
@@ -12,8 +13,10 @@ import select
 import subprocess
 import threading
 import time
+from array import array
 from collections.abc import Iterator
 from fractions import Fraction
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import IO
 
@@ -21,14 +24,16 @@ import numpy as np
 
 from ingest import ffmpeg
 from ingest.clip import Prep, payload_size
-from ingest.ffmpeg import VideoInfo
 from ingest.sources import SourceError
+from ingest.streams import HDR_TRANSFERS, VideoInfo, plain
 
 _TIMEBASE = re.compile(rb"config in time_base: (\d+)/(\d+)")
-_FRAME = re.compile(rb"\] n: *\d+ pts: *(-?\d+) ")
+_FRAME = re.compile(rb"\] n: *\d+ pts: *(-?\d+) (?:.*? duration: *(\d+) )?")
+_NO_TIME = re.compile(rb"\] n: *\d+ pts: *NOPTS")
 _TRANSFER = re.compile(rb"color_trc:(\S+)")
 _ERROR = re.compile(rb"\[(?:error|fatal)\]")
 _DAMAGED = re.compile(rb"corrupt decoded frame|concealing \d+ ")
+_BROKEN_PICTURE = re.compile(rb"EOI missing|CRC mismatch")
 PIPE_BYTES = 1 << 20
 LAST_WORDS_S = 20.0  # how long the log may trail the first frame, or the exit trail the last
 
@@ -37,10 +42,15 @@ class _Log(threading.Thread):
     """Reads ffmpeg's log to its end and keeps the few facts that matter."""
 
     def __init__(
-        self, stream: IO[bytes], child: "subprocess.Popen[bytes]", max_gap_s: float
+        self, stream: IO[bytes], child: "subprocess.Popen[bytes]", info: VideoInfo, prep: Prep
     ) -> None:
         super().__init__(name="ffmpeg-log", daemon=True)
-        self._stream, self._child, self._max_gap_s = stream, child, max_gap_s
+        self._stream, self._child, self._max_gap_s = stream, child, prep.max_gap_s
+        self._damaged = (_ERROR, _DAMAGED, *((_BROKEN_PICTURE,) if info.picture else ()))
+        # Each frame's first tick and length in ticks, for the reader of native frames; None ends.
+        self.times: SimpleQueue[tuple[int, int] | None] | None = None
+        if prep.contract.native and not info.picture:
+            self.times = SimpleQueue()
         self.timebase = Fraction(0)
         self.first_pts = self.last_pts = 0
         self.num_frames = self.num_errors = self.num_backward = 0
@@ -51,12 +61,14 @@ class _Log(threading.Thread):
         for line in self._stream:
             found = _FRAME.search(line)
             if found:
-                self._frame(int(found[1]))
+                self._frame(int(found[1]), int(found[2] or 0))
             else:
                 self._other(line)
         self.started.set()
+        if self.times is not None:
+            self.times.put(None)
 
-    def _frame(self, pts: int) -> None:
+    def _frame(self, pts: int, length: int) -> None:
         if not self.num_frames:
             self.first_pts = pts
         else:
@@ -68,40 +80,41 @@ class _Log(threading.Thread):
         self.last_pts = pts
         self.num_frames += 1
         self.started.set()
+        if self.times is not None:
+            self.times.put((pts, length))
 
     def _other(self, line: bytes) -> None:
         if not self.timebase and (found := _TIMEBASE.search(line)):
             self.timebase = Fraction(int(found[1]), int(found[2]))
         elif not self.transfer and (found := _TRANSFER.search(line)):
             self.transfer = found[1].decode()
-        elif _ERROR.search(line) or _DAMAGED.search(line):
+        elif self.times is not None and _NO_TIME.search(line):
+            self.times.put(None)
+        elif any(complaint.search(line) for complaint in self._damaged):
             self.num_errors += 1
-            self.first_error = self.first_error or ffmpeg.plain(line.decode("utf-8", "replace"))
+            self.first_error = self.first_error or plain(line.decode("utf-8", "replace"))
 
 
 class Reading:
-    """A source being decoded; iterate once for uint8 HWC frames at the contract's rate.
+    """A source being decoded; iterate once for uint8 HWC frames as the contract wants them.
 
-    Use as a context manager: leaving it ends the child. Iterating raises SourceError.
+    Use as a context manager: leaving it ends the child. Iterating raises SourceError. A native
+    frame whose time is not after all before it was never due on screen, and is left out.
     """
 
     def __init__(self, uri: str, info: VideoInfo, prep: Prep) -> None:
         self.info, self._prep = info, prep
-        self.width, self.height = payload_size(*info.display_size, prep.payload_short_side_px)
-        command = ffmpeg.decode_command(uri, info, prep, (self.width, self.height))
-        # A session of its own: Ctrl-C at the terminal lets the unit in flight finish.
-        self._child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
+        contract = prep.contract
+        self.width, self.height = payload_size(
+            *info.display_size, prep.payload_short_side_px, even=not contract.is_still
         )
-        ffmpeg.limit(self._child.pid, prep)
+        self._ticks, self._last_length, self._num_late = array("q"), 0, 0
+        command = ffmpeg.decode_command(uri, info, prep, (self.width, self.height))
+        self._child = ffmpeg.start(command, prep)
         if self._child.stdout is None or self._child.stderr is None:  # never: both are pipes
             raise RuntimeError("ffmpeg was started without pipes")
         self._out = self._child.stdout
-        self._log = _Log(self._child.stderr, self._child, prep.max_gap_s)
+        self._log = _Log(self._child.stderr, self._child, info, prep)
         self._log.start()
         self._deadline = time.monotonic() + prep.decode_timeout_s
 
@@ -132,8 +145,23 @@ class Reading:
             frame = np.empty((self.height, self.width, 3), np.uint8)
             if not self._fill(frame.data.cast("B"), fd, poll):
                 break
-            yield frame
+            if self._log.times is None or self._due(self._log.times):
+                yield frame
         self._finish()
+
+    def _due(self, times: "SimpleQueue[tuple[int, int] | None]") -> bool:
+        try:
+            told = times.get(timeout=LAST_WORDS_S)
+        except Empty:
+            told = None
+        if told is None:
+            raise SourceError("decode", "NoClock", "ffmpeg told no time for a frame that it gave")
+        if self._ticks and told[0] <= self._ticks[-1]:
+            self._num_late += 1
+            return False
+        self._ticks.append(told[0])
+        self._last_length = told[1]
+        return True
 
     def _fill(self, place: memoryview, fd: int, poll: select.poll) -> bool:
         filled = 0
@@ -168,6 +196,8 @@ class Reading:
         if code:
             why = self._log.first_error or "no reason given"
             raise SourceError("decode", "FfmpegFailed", f"ffmpeg ended with {code}: {why}"[:300])
+        if self.info.picture and self._log.num_errors:
+            raise SourceError("decode", "BrokenPicture", self._log.first_error[:300])
 
     def wait_for_clock(self) -> None:
         """Wait until the log has told time base and first pts; call after the first frame came."""
@@ -176,9 +206,15 @@ class Reading:
             raise SourceError("decode", "NoClock", "ffmpeg told no time base for this stream")
 
     @property
+    def fps(self) -> Fraction:
+        """Frames per second of this iteration, on average."""
+        pace = self.info.pace
+        return self._prep.contract.stream_fps(pace.fps if pace else Fraction(1))
+
+    @property
     def timebase(self) -> Fraction:
-        """Seconds per source tick."""
-        return self._log.timebase
+        """Seconds per source tick; a picture has one tick of a second."""
+        return Fraction(1) if self.info.picture else self._log.timebase
 
     @property
     def first_pts(self) -> int:
@@ -188,7 +224,7 @@ class Reading:
     @property
     def hdr(self) -> bool:
         """Whether the stream or its first frames carry a PQ or HLG transfer."""
-        return self.info.hdr or self._log.transfer in ffmpeg.HDR_TRANSFERS
+        return self.info.hdr or self._log.transfer in HDR_TRANSFERS
 
     @property
     def frames_decoded(self) -> int:
@@ -208,8 +244,35 @@ class Reading:
             words.append(f"{self._log.num_errors} decode errors, first: {self._log.first_error}")
         if self._log.num_backward:
             words.append(f"timestamps run backwards {self._log.num_backward} times")
+        if self._num_late:
+            words.append(f"{self._num_late} frames left out that came after their time")
         return "; ".join(words)[:300]
 
-    def tick(self, slot: int) -> int:
-        """Source tick at which output frame `slot` is on screen."""
-        return self.first_pts + int(Fraction(slot, self._prep.contract.fps) // self.timebase)
+    @property
+    def remarks(self) -> str:
+        """The damage, and that payloads play at an average rate where the source has no other."""
+        pace = self.info.pace
+        if pace is None or pace.steady:
+            return self.damage
+        average = f"variable frame rate, payloads play at its average {float(pace.fps):.6g} fps"
+        return "; ".join(filter(None, (self.damage, average)))
+
+    def tick(self, index: int) -> int:
+        """Source tick from which output frame `index` is on screen; one more than all is the end."""
+        if self.info.picture:
+            return index
+        if not self._prep.contract.native:
+            return self.first_pts + int(Fraction(index) / self.fps // self.timebase)
+        if index < len(self._ticks):
+            return self._ticks[index]
+        # A container that does not tell the last frame's length leaves that of a usual one.
+        usual = max(1, round(1 / (self.fps * self.timebase)))
+        return self._ticks[-1] + (self._last_length or usual)
+
+    def at_s(self, index: int) -> Fraction:
+        """Seconds from the first frame to output frame `index`; see `tick`. 0 in a picture."""
+        if self.info.picture:
+            return Fraction(0)
+        if not self._prep.contract.native:
+            return Fraction(index) / self.fps
+        return (self.tick(index) - self.first_pts) * self.timebase

@@ -1,9 +1,10 @@
 """Numbers that describe a clip, from its frames alone; a score that cannot be had is null.
 
 All are taken at a fixed short side, so that they mean the same for every source; motion is dense
-optical flow (DIS) between frames half a second apart, over the whole clip.
+optical flow (DIS) between frames half a second apart, over the whole clip. A still has no motion.
 """
 
+from fractions import Fraction
 from itertools import pairwise
 
 import cv2
@@ -15,8 +16,11 @@ DUPLICATE_FLOOR = 0.05  # grey levels: a repeated frame is below also after loss
 RANGE_PERCENTILES = (1, 99)
 
 
-def score(frames_THWC: np.ndarray, fps: int) -> dict[str, float | None]:
-    """Return every score of uint8 RGB frames at `fps`; clip.SCORE_FIELDS has units and ranges."""
+def score(frames_THWC: np.ndarray, fps: Fraction | float) -> dict[str, float | None]:
+    """Return every score of uint8 RGB frames at `fps`; schema.SCORE_FIELDS has units and ranges.
+
+    What takes two frames is null for a single one, whose `fps` means nothing.
+    """
     grey_THW = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames_THWC])
     small_THW = np.stack([_shrink(grey) for grey in grey_THW])
     low, high = np.percentile(small_THW, RANGE_PERCENTILES)
@@ -37,9 +41,9 @@ def _shrink(grey_HW: np.ndarray) -> np.ndarray:
     return cv2.resize(grey_HW, size, interpolation=how)
 
 
-def motion(grey_THW: np.ndarray, fps: int) -> float | None:
+def motion(grey_THW: np.ndarray, fps: Fraction | float) -> float | None:
     """Mean length of optical flow in frame diagonals per second; null for a single frame."""
-    step = max(1, fps // FLOW_FPS)
+    step = max(1, int(fps // FLOW_FPS))
     picks = list(range(0, len(grey_THW), step))
     if picks[-1] != len(grey_THW) - 1:
         picks.append(len(grey_THW) - 1)
@@ -52,7 +56,7 @@ def motion(grey_THW: np.ndarray, fps: int) -> float | None:
         no_guess = np.zeros((*grey_THW.shape[1:], 2), np.float32)
         flow_HW2 = flow.calc(grey_THW[before], grey_THW[after], no_guess)
         total += float(np.hypot(flow_HW2[..., 0], flow_HW2[..., 1]).mean())
-    seconds = (picks[-1] - picks[0]) / fps
+    seconds = float((picks[-1] - picks[0]) / fps)
     return total / diagonal / seconds
 
 

@@ -2,17 +2,19 @@
 
 PySceneDetect's detectors are fed with our own frames, so finding cuts needs no second decode.
 Windows do not overlap, stay `trim` frames away from detected cuts, and use a file's ends in full.
+What a contract skips between the frames of a clip is looked at all the same.
 """
 
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import cv2
 import numpy as np
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
 
-from ingest.clip import Contract, Prep
+from ingest.clip import LOOK_FPS, Contract, Prep
 
 SHOT_LINES_PX = 64
 LAG = 2  # frames that the adaptive detector looks ahead
@@ -30,7 +32,7 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """Frames [start, end) of one clip, inside shot number `shot_index`."""
+    """Frames [start, end) that one clip reaches over, all inside shot number `shot_index`."""
 
     start: int
     end: int
@@ -58,19 +60,21 @@ class CutFinder:
             threshold=prep.cut_sure_levels, min_scene_len=0, luma_only=True
         )
         self._black_levels = prep.black_levels
-        self._fps = float(prep.contract.fps)
+        self._fps = float(prep.contract.stream_fps(Fraction(LOOK_FPS)))
         self._index = 0
         self._was_black = True  # a fade in at the start of a file belongs to its first shot
         self._shown = False
         self._flags: deque[bool] = deque()
 
-    def feed(self, frame_HWC: np.ndarray) -> list[bool]:
-        """Look at the next uint8 RGB frame; return the flags that are now certain."""
-        height, width = frame_HWC.shape[:2]
-        lines = min(SHOT_LINES_PX, height)
-        size = (max(1, round(width * lines / height)), lines)
-        small_HWC = cv2.resize(frame_HWC, size, interpolation=cv2.INTER_AREA)
-        small_HWC = cv2.cvtColor(small_HWC, cv2.COLOR_RGB2BGR)
+    def feed(self, frame_HWC: np.ndarray, _at_s: Fraction | None = None) -> list[bool]:
+        """Look at the next uint8 RGB frame; return the flags that are now certain.
+
+        Frames come at one rate, so their times (which NativeCutFinder wants) tell nothing.
+        """
+        return self.look(shrunk(frame_HWC))
+
+    def look(self, small_HWC: np.ndarray) -> list[bool]:
+        """Do what `feed` does for a frame that is `shrunk` already."""
         when = FrameTimecode(self._index, self._fps)
         large = bool(self._large.process_frame(when, small_HWC))
         self._flags.append(large or self._black_border(small_HWC))
@@ -94,14 +98,80 @@ class CutFinder:
         return flags
 
 
+class NativeCutFinder:
+    """A CutFinder for frames of any rate, steady or not: says of each whether a new shot begins.
+
+    How much two frames differ depends on the time between them, so the detectors are shown LOOK_FPS
+    frames a second at most: the first of each sixteenth. A cut found there is placed at the largest
+    jump since the look before. Between those, a jump beyond all doubt is a cut of its own.
+    """
+
+    def __init__(self, prep: Prep) -> None:
+        self._looks = CutFinder(prep)
+        self._sure_levels = prep.cut_sure_levels
+        self._before_HW: np.ndarray | None = None
+        self._last_look = -1
+        self._jumps: list[float] = []  # of the frames since the last look
+        self._gaps: deque[list[float]] = deque()  # the same for looks that are not certain yet
+
+    def feed(self, frame_HWC: np.ndarray, at_s: Fraction) -> list[bool]:
+        """Take the next uint8 RGB frame, on screen from `at_s`; return the flags now certain."""
+        small_HWC = shrunk(frame_HWC)
+        bright_HW = small_HWC.max(axis=2)  # what the detectors call luma
+        before_HW = bright_HW if self._before_HW is None else self._before_HW
+        self._jumps.append(float(cv2.absdiff(bright_HW, before_HW).mean()))
+        self._before_HW = bright_HW
+        look = int(at_s * LOOK_FPS // 1)
+        if look <= self._last_look:
+            return []
+        self._last_look = look
+        self._gaps.append(self._jumps)
+        self._jumps = []
+        return [flag for is_cut in self._looks.look(small_HWC) for flag in self._placed(is_cut)]
+
+    def _placed(self, is_cut: bool) -> list[bool]:  # noqa: FBT001 - a flag is what it is about
+        jumps = self._gaps.popleft()
+        flags = self._sure(jumps)
+        if is_cut:
+            flags[int(np.argmax(jumps))] = True
+        return flags
+
+    def _sure(self, jumps: list[float]) -> list[bool]:
+        return [jump >= self._sure_levels for jump in jumps]
+
+    def end(self) -> list[bool]:
+        """Return the flags of the last frames."""
+        flags = [flag for is_cut in self._looks.end() for flag in self._placed(is_cut)]
+        flags += self._sure(self._jumps)
+        self._jumps = []
+        return flags
+
+
+def shrunk(frame_HWC: np.ndarray) -> np.ndarray:
+    """Return a uint8 RGB frame as the detectors see it: BGR, SHOT_LINES_PX lines at most."""
+    height, width = frame_HWC.shape[:2]
+    lines = min(SHOT_LINES_PX, height)
+    size = (max(1, round(width * lines / height)), lines)
+    small_HWC = cv2.resize(frame_HWC, size, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small_HWC, cv2.COLOR_RGB2BGR)
+
+
+def trim_frames(prep: Prep, stream_fps: Fraction) -> int:
+    """Return `cut_trim_frames` in frames of the stream, which has `stream_fps` of them a second."""
+    if not (prep.contract.native or prep.contract.is_still):
+        return prep.cut_trim_frames
+    return int(-(-prep.cut_trim_frames * stream_fps // LOOK_FPS))
+
+
 class WindowFinder:
     """Finds windows while frames pass by: `feed` each frame's cut flag, then `end`.
 
-    Frames before `keep_from` are never needed again, which bounds the memory of the caller.
+    Within a shot every `step`-th frame counts, from its first usable one; what nobody `needs`
+    can be forgotten, which bounds the memory of the caller by one clip.
     """
 
     def __init__(self, contract: Contract, trim: int) -> None:
-        self._frames, self._trim = contract.frames, trim
+        self._contract, self._trim = contract, trim
         self._seen = 0
         self._shot_start = 0
         self.num_shots = 0
@@ -125,11 +195,22 @@ class WindowFinder:
         self.num_shots += self._seen > 0
         return found
 
+    @property
+    def undecided_from(self) -> int:
+        """The first frame with which the next shot could still begin."""
+        return self._seen + self._trim
+
+    def needs(self, index: int) -> bool:
+        """Whether a window that is still to come may take this frame; a no is for good."""
+        if index >= self.undecided_from:
+            return True
+        return index >= self.keep_from and not (index - self.keep_from) % self._contract.step
+
     def _windows(self, usable_end: int) -> list[Window]:
         found = []
-        while (end := self.keep_from + self._frames) <= usable_end:
+        while (end := self.keep_from + self._contract.span) <= usable_end:
             found.append(Window(start=self.keep_from, end=end, shot_index=self.num_shots))
-            self.keep_from = end
+            self.keep_from += self._contract.frames * self._contract.step
         return found
 
     def _close_shot(self, usable_end: int) -> None:
@@ -153,9 +234,9 @@ def windows(shots: Iterable[Shot], contract: Contract, trim: int) -> list[Window
     found = []
     for index, shot in enumerate(shots):
         first = shot.start + trim * shot.cut_before
-        last = shot.end - trim * shot.cut_after - contract.frames
+        last = shot.end - trim * shot.cut_after - contract.span
         found += [
-            Window(start=start, end=start + contract.frames, shot_index=index)
-            for start in range(first, last + 1, contract.frames)
+            Window(start=start, end=start + contract.span, shot_index=index)
+            for start in range(first, last + 1, contract.frames * contract.step)
         ]
     return found

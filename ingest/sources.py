@@ -1,4 +1,4 @@
-"""Finding videos on disk and saying who they are.
+"""Finding videos, and pictures where stills are wanted, on disk and saying who they are.
 
 Folders are walked in full, links to folders at most once each. What looks like a video but cannot
 be one (a folder called x.mp4) is listed too: every input gets a fate, none is dropped here.
@@ -20,6 +20,7 @@ VIDEO_SUFFIXES = frozenset(
         *("mts", "mxf", "nut", "ogg", "ogv", "ts", "vob", "webm", "wmv", "y4m"),
     )
 )
+PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
 
 
 class SourceError(ValueError):
@@ -47,7 +48,7 @@ class Source:
         return os.fsencode(self.uri).decode("utf-8", "backslashreplace")
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _walk(folder: Path, seen: set[tuple[int, int]], suffixes: frozenset[str]) -> Iterator[Path]:
     status = folder.stat()
     if (status.st_dev, status.st_ino) in seen:
         return
@@ -61,23 +62,23 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         if entry.name.startswith("."):
             continue
         path = Path(entry.path)
-        if path.suffix.lower() in VIDEO_SUFFIXES:
+        if path.suffix.lower() in suffixes:
             yield path
         if entry.is_dir():
-            yield from _walk(path, seen)
+            yield from _walk(path, seen, suffixes)
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, suffixes: frozenset[str]) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
-        return list(_walk(path, set()))
+        return list(_walk(path, set(), suffixes))
     if os.path.lexists(path):
         return [path]
     found: list[Path] = []
     for name in sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207 - Path.glob refuses absolute patterns
         inside = Path(name)
-        is_folder = inside.is_dir() and inside.suffix.lower() not in VIDEO_SUFFIXES
-        found += _walk(inside, set()) if is_folder else [inside]
+        is_folder = inside.is_dir() and inside.suffix.lower() not in suffixes
+        found += _walk(inside, set(), suffixes) if is_folder else [inside]
     return found
 
 
@@ -90,17 +91,20 @@ def _source(path: Path) -> Source:
     return Source(uri=uri, bytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
-def list_sources(patterns: Sequence[str]) -> list[Source]:
+def list_sources(patterns: Sequence[str], *, pictures: bool = False) -> list[Source]:
     """List the videos behind folders, globs and single files, sorted by path, each once.
 
-    Raises FileNotFoundError naming the first pattern that matches no video.
+    With `pictures`, for a contract of stills, pictures in folders are listed too.
+    Raises FileNotFoundError naming the first pattern that matches nothing.
     """
+    suffixes = VIDEO_SUFFIXES | PICTURE_SUFFIXES if pictures else VIDEO_SUFFIXES
+    wanted = "video or picture" if pictures else "video"
     found: dict[str, Source] = {}
     for pattern in patterns:
-        paths = _matches(pattern)
+        paths = _matches(pattern, suffixes)
         if not paths:
             raise FileNotFoundError(
-                f"source {pattern!r}: no video found; check the path, or name a file explicitly"
+                f"source {pattern!r}: no {wanted} found; check the path, or name a file explicitly"
             )
         for path in paths:
             source = _source(path)

@@ -30,6 +30,8 @@ COMPACT_EVERY = (
     256  # versions; so that neither opening nor committing depends on how many there were
 )
 _KEY = "kinoray.key"
+# The library would drop logs after a month, and with them every tag that old.
+_FOR_EVER = {"delta.enableExpiredLogCleanup": "false"}
 
 
 class NotOurs(RuntimeError):
@@ -78,7 +80,7 @@ class Table:
                     root.join(name),
                     schema,
                     mode="ignore",
-                    configuration={_KEY: key, **(settings or {})},
+                    configuration={_KEY: key, **_FOR_EVER, **(settings or {})},
                     raise_if_key_not_exists=False,
                     storage_options=root.table_options,
                 )

@@ -17,6 +17,7 @@ from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, source_row, to_table
 from ingest.onepass import OnePass
+from ingest.pictures import demuxer_of
 from ingest.reading import Reading
 from ingest.schema import ledger_schema
 from ingest.shards import ShardWriter
@@ -76,7 +77,8 @@ def _run(work: OnePass, root: Path) -> Fate:
     unit, prep = work.unit, work.prep
     check_readable(unit.source, prep.max_source_bytes)
     check_unchanged(unit.source)
-    info = ffmpeg.probe(unit.source.uri, prep)
+    picture = demuxer_of(unit.source.uri) if prep.contract.is_still else ""
+    info = ffmpeg.probe(unit.source.uri, prep, picture)
     with (
         Reading(unit.source.uri, info, prep) as reading,
         ShardWriter(root, {"ffmpeg_version": ffmpeg.version()}) as shard,

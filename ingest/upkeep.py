@@ -1,11 +1,12 @@
 """What is done to a table besides committing: old versions, clean-up, SQL."""
 
+import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import QueryBuilder, write_deltalake
-from deltalake.exceptions import DeltaError
 
 from ingest.files import StorageError
 from ingest.tables import NotATable, Table, once, opened
@@ -30,25 +31,34 @@ def committed_at_s(table: Table, version: int) -> float:
 
 def version_at(table: Table, moment_s: float) -> int:
     """Return the newest version that was committed by then; raises NotATable without one."""
-    delta = opened(table.root, table.name)
-    try:
-        delta.load_as_version(datetime.fromtimestamp(moment_s, UTC))
-    except (DeltaError, OSError) as error:
-        raise NotATable(f"{table.root.join(table.name)}: was not there yet") from error
-    return delta.version()
+
+    def later(version: int) -> bool:
+        try:
+            return committed_at_s(table, version) > moment_s
+        except NotATable:  # its log was cleaned away: it is older than all that are left
+            return False
+
+    # By what the logs say, not by when their files changed: a copy of a dataset has other times.
+    found = bisect_left(range(table.refresh() + 1), 1, key=later) - 1
+    if found < 0:
+        raise NotATable(f"{table.root.join(table.name)}: was not there yet")
+    return found
 
 
-def merge_update(table: Table, rows: pa.Table, *, on: Sequence[str], update: Sequence[str]) -> int:
-    """Give the rows that agree with `rows` in the columns `on` its values of the columns `update`.
+def merge_update(
+    table: Table, rows: pa.Table, *, on: Mapping[str, str], update: Sequence[str]
+) -> int:
+    """Give the rows that agree with `rows` its values of the columns `update`, in one commit.
 
-    Returns how many rows were updated, in one commit.
+    `on` says which columns must agree: that of the table, and that of `rows`. Returns how many rows
+    were updated.
     """
 
     def attempt() -> int:
         table.refresh()
         merger = table.delta.merge(
             rows,
-            " AND ".join(f"t.{name} = s.{name}" for name in on),
+            " AND ".join(f"t.{name} = s.{given}" for name, given in on.items()),
             source_alias="s",
             target_alias="t",
             commit_properties=once(),
@@ -97,33 +107,57 @@ def restore(table: Table, version: int) -> None:
     table.refresh()
 
 
-def vacuum(table: Table, *, keep: Sequence[int] = (), retention_hours: int = 168) -> int:
-    """Delete the files of versions other than the newest and `keep`, and leftovers; return how many.
+def vacuum(
+    table: Table,
+    *,
+    keep: Sequence[int] = (),
+    retention_hours: int = 168,
+    leftovers: bool = True,
+    dry_run: bool = False,
+) -> list[str]:
+    """Delete the files of versions other than the newest and `keep`; return their names below the root.
 
     Files younger than the retention stay, so that nobody loses what they are reading or writing.
+    With `leftovers`, files that no version ever named go too: those of somebody who is just
+    committing look the same, so keep a retention then.
     """
     table.refresh()
     gone = table.delta.vacuum(
         retention_hours=retention_hours,
-        dry_run=False,
+        dry_run=dry_run,
         enforce_retention_duration=False,
-        full=True,
+        full=leftovers,
         keep_versions=list(keep) or None,
     )
     table.refresh()
-    return len(gone)
+    return [f"{table.name}/{name}" for name in gone]
 
 
 def forget_history(table: Table) -> None:
-    """Delete the log before the newest version: its statistics hold values of deleted rows."""
+    """Take the values of deleted rows out of the log: the statistics of files that are gone.
+
+    Run it after `vacuum`. The log's files stay: who writes meanwhile compares with them.
+    """
     table.delta = opened(table.root, table.name)
     table.delta.create_checkpoint()
-    log = f"{table.name}/_delta_log/"
-    for entry in list(table.root.names(log)):
-        number = entry.name.removeprefix(log).partition(".")[0]
-        if number.isdigit() and int(number) < table.version:
-            table.root.delete(entry.name)
+    entries = {entry.name.removeprefix(f"{table.name}/") for entry in table.root.names(table.name)}
+    for name in sorted(entries):
+        number, _, kind = name.removeprefix("_delta_log/").partition(".")
+        if not name.startswith("_delta_log/") or not number.isdigit():
+            continue
+        if "checkpoint" in kind and int(number) < table.version:
+            table.root.delete(f"{table.name}/{name}")
+        elif kind == "json":
+            _forget(table, f"{table.name}/{name}", entries)
     table.delta = opened(table.root, table.name)
+
+
+def _forget(table: Table, name: str, present: set[str]) -> None:
+    actions = [json.loads(line) for line in table.root.read(name).splitlines() if line]
+    files = [a[kind] for a in actions for kind in ("add", "remove") if kind in a]
+    gone = [file for file in files if unquote(file["path"]) not in present]
+    if sum(file.pop("stats", None) is not None for file in gone):
+        table.root.replace(name, "".join(f"{json.dumps(a)}\n" for a in actions).encode())
 
 
 def query(tables: Mapping[str, Table], sql: str) -> pa.Table:

@@ -42,7 +42,7 @@ def freeze(root: Root, clips: pa.Table, selection: Selection) -> View:
     if not clips.num_rows:
         raise ValueError(f"{root}: no clip is selected; loosen the condition or add sources")
     rows = clips.sort_by("clip_id")
-    digest = _digest(rows)
+    digest = view_digest(rows)
     schema = view_schema().with_metadata(
         {
             "kinoray.view": digest,
@@ -95,7 +95,7 @@ def _column(rows: pa.Table, name: str) -> pa.Array | pa.ChunkedArray:
     return column.combine_chunks().dictionary_encode() if dictionary else column
 
 
-def _digest(rows: pa.Table) -> str:
+def view_digest(rows: pa.Table) -> str:
     """Return the hex sha256 of the ids, payloads, captions and labels, column by column."""
     said = hashlib.sha256(b"kinoray view 2\0")
     for name in ("clip_id", "payload_sha256", "caption", "label"):

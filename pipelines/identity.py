@@ -24,6 +24,8 @@ HOW_TO_RUN = frozenset(
         "max_attempts",
         "max_failures",
         "checkpoint_every",
+        "decode_workers",
+        "max_bad_clips",
     }
 )
 PACKAGES = ("ray", "torch", "pyarrow", "decord", "deltalake", "diffusers", "mlflow", "numpy")

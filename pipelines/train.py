@@ -14,8 +14,7 @@ from typing import Any, Literal
 from cluster.events import Board, post
 from cluster.group import fit, placed
 from cluster.session import Cluster
-from ingest.store import Dataset
-from ingest.views import View
+from ingest.select import Selection
 from models import checkpoint, stunet
 from models.conditioning import HashedText
 from models.diffusion import Schedule
@@ -25,6 +24,7 @@ from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import plain
 from pipelines.output import WrongInput, claim
 from pipelines.plan import Plan
+from pipelines.shelves import Mixed, Shelves, freeze
 from pipelines.training import Optimizer
 
 VERB = "train"
@@ -35,12 +35,17 @@ class Config:
     """What to train.
 
     `model` shapes a base (a motion model takes its base's shape), `ssr` an SSR; `frames` is images a clip for a base and
-    the window length for an SSR; a motion model sees whole clips.
+    the window length for an SSR; a motion model sees whole clips. `select` chooses clips of `dataset` (at a tag or version
+    `at`); clips of `mix` are drawn as well, each dataset in proportion to its integer `weight`.
     """
 
     family: Literal["lumiere"] = "lumiere"
     role: Literal["base", "motion", "ssr"]
-    dataset: Path
+    dataset: str
+    at: str = ""
+    select: Selection = field(default_factory=Selection)
+    weight: int = 1
+    mix: tuple[Mixed, ...] = ()
     out: Path
     steps: int
     global_batch: int
@@ -54,6 +59,8 @@ class Config:
     caption_dropout: float = 0.1
     num_workers: int = 2
     threads_per_worker: int = 1
+    decode_workers: int = 0
+    max_bad_clips: int = 8
     checkpoint_every: int = 50
     max_failures: int = 2
     seed: int = 0
@@ -76,6 +83,10 @@ class Config:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
+        if min(self.weight, *(part.weight for part in self.mix)) < 1:
+            raise ValueError("weight: an integer of at least 1; leave a dataset out instead")
+        if self.decode_workers < 0 or self.max_bad_clips < 0:
+            raise ValueError("decode_workers and max_bad_clips: at least 0")
         if self.frames < 1 or self.threads_per_worker < 1 or self.text_length < 1:
             raise ValueError("frames, threads_per_worker and text_length: at least 1")
         if not 0.0 <= self.caption_dropout <= 1.0:
@@ -118,40 +129,35 @@ def plan(config: Config) -> Plan:
 
 def run(config: Config, *, context: Context) -> Result:
     """Train to the last step; continues from the newest checkpoint of the same recipe and inputs."""
-    dataset = Dataset.open(config.dataset)
-    clips = dataset.kept_clips()
-    if clips.num_rows == 0:
-        raise WrongInput(
-            f"{config.dataset}: no clip was kept, nothing to train on; next: look at its fates"
-        )
-    view = dataset.freeze_view(clips)
+    own = Mixed(dataset=config.dataset, at=config.at, select=config.select, weight=config.weight)
+    shelves = freeze((own, *config.mix))
     base = weights.load(config.base, "base") if config.base else None
-    inputs = {"dataset": view.digest} | ({"base": base.digest} if base else {})
+    inputs = shelves.inputs | ({"base": base.digest} if base else {})
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
     whole = (weights.checkpoint_folder(config.out) / "checkpoint.json").exists()
     if claimed.finished and whole:
         return Result(**claimed.finished)
-    job = _job(config, dataset, view, base, claimed.digest)
+    job = _job(config, shelves, base, claimed.digest)
     name = f"{VERB}-{config.role}"
     with recorded(context, claimed, verb=VERB, name=name, config=config) as recorder:
-        recorder.run.log_dataset("dataset", view.digest, str(dataset.root.resolve()), VERB)
+        for name, shelf in zip(shelves.inputs, shelves.shelves, strict=True):
+            recorder.run.log_dataset(name, shelf.view, shelf.root, VERB)
         context.start_cluster()
         _fit(config, job, context, recorder)
-        result = _result(config, job, view, recorder)
+        result = _result(config, job, shelves.digest, recorder)
         recorder.finish(claimed, plain(result))
     return result
 
 
 def _job(
-    config: Config, dataset: Dataset, view: View, base: weights.Loaded | None, identity: str
+    config: Config, shelves: Shelves, base: weights.Loaded | None, identity: str
 ) -> training.Job:
-    spec = _spec(config, dataset, base)
+    spec = _spec(config, shelves, base)
     return training.Job(
         spec=spec,
         optimizer=config.optimizer,
-        dataset=str(dataset.root.resolve()),
-        view=str(view.path.resolve()),
-        view_digest=view.digest,
+        shelves=shelves.shelves,
+        view_digest=shelves.digest,
         folder=str(config.out.resolve()),
         base=str(config.base.resolve()) if config.base else "",
         identity=identity,
@@ -163,35 +169,35 @@ def _job(
         checkpoint_every=config.checkpoint_every,
         threads=config.threads_per_worker,
         px=spec.network.sample_px,
+        decode_workers=config.decode_workers,
+        max_bad_clips=config.max_bad_clips,
     )
 
 
-def _spec(config: Config, dataset: Dataset, base: weights.Loaded | None) -> weights.Spec:
-    contract = dataset.contract
+def _spec(config: Config, shelves: Shelves, base: weights.Loaded | None) -> weights.Spec:
+    frames = shelves.frames
     if base is not None:
         multiple = base.spec.network.frames_multiple
-        if contract.frames % multiple:
-            raise WrongInput(
-                f"clips of {contract.frames} frames do not divide by the base's {multiple}"
-            )
-        if base.spec.frames != contract.frames:
+        if frames % multiple:
+            raise WrongInput(f"clips of {frames} frames do not divide by the base's {multiple}")
+        if base.spec.frames != frames:
             raise WrongInput(
                 f"the base was trained on clips of {base.spec.frames} frames, "
-                f"{config.dataset} holds clips of {contract.frames}"
+                f"{config.dataset} holds clips of {frames}"
             )
         return replace(base.spec, role="motion")
     network = config.ssr.network if config.ssr else config.model
     if network is None:
         raise WrongInput("model: Field required")
-    if config.ssr and config.frames > contract.frames:
-        raise WrongInput(f"frames: {config.frames} is more than the {contract.frames} of a clip")
+    if config.ssr and config.frames > frames:
+        raise WrongInput(f"frames: {config.frames} is more than the {frames} of a clip")
     return weights.Spec(
         role=config.role,
         network=network,
         schedule=config.schedule,
         text=HashedText(dim=network.text_dim, length=config.text_length),
-        frames=contract.frames,
-        fps=contract.fps,
+        frames=frames,
+        fps=shelves.fps,
         ssr=config.ssr,
     )
 
@@ -221,6 +227,10 @@ def _worker(told: Mapping[str, Any]) -> None:
 
 def _take(event: Mapping[str, Any], config: Config, recorder: Recorder) -> None:
     step = int(event["step"])
+    if event["event"] == "substituted":
+        for clip in event["clips"]:
+            recorder.warn(f"step {step}: {clip['reason']}; clip {clip['used']} took its place")
+        return
     if event["event"] == "probe":
         recorder.run.log_metrics({"probe_loss": float(event["loss"])}, step)
         return
@@ -234,7 +244,7 @@ def _take(event: Mapping[str, Any], config: Config, recorder: Recorder) -> None:
     )
 
 
-def _result(config: Config, job: training.Job, view: View, recorder: Recorder) -> Result:
+def _result(config: Config, job: training.Job, seen: str, recorder: Recorder) -> Result:
     folder = weights.checkpoint_folder(config.out)
     stopped = not (folder / "checkpoint.json").exists()
     steps = saved.steps(config.out)
@@ -248,9 +258,9 @@ def _result(config: Config, job: training.Job, view: View, recorder: Recorder) -
         loss_last=meta.get("loss_last", 0.0),
         checkpoint=str(folder),
         digest="" if stopped else checkpoint.load(folder, groups=()).digest,
-        dataset_digest=view.digest,
+        dataset_digest=seen,
         wall_s=recorder.wall_s,
         run_id=recorder.run.id,
     )
-    recorder.run.set_tags({"kinoray.checkpoint": result.digest, "kinoray.dataset": view.digest})
+    recorder.run.set_tags({"kinoray.checkpoint": result.digest, "kinoray.dataset": seen})
     return result

@@ -19,12 +19,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.group import Place
+from ingest.augment import Frames
 from ingest.files import atomic_folder
 from ingest.loader import Batch, ClipStream
 from ingest.order import Cursor
+from ingest.reads import Work
 from models import checkpoint, objective, stunet
 from models.ema import EMA
 from pipelines import saved, weights
+from pipelines.shelves import Shelf, parts_of, substituted
 
 KEPT = 2
 Post = Callable[[Mapping[str, Any]], bool]
@@ -63,8 +66,7 @@ class Job:
 
     spec: weights.Spec
     optimizer: Optimizer
-    dataset: str
-    view: str
+    shelves: tuple[Shelf, ...]
     view_digest: str
     folder: str
     base: str
@@ -77,6 +79,8 @@ class Job:
     checkpoint_every: int
     threads: int
     px: int
+    decode_workers: int
+    max_bad_clips: int
 
 
 def train(job: Job, place: Place, post: Post) -> None:
@@ -89,14 +93,15 @@ def train(job: Job, place: Place, post: Post) -> None:
     state = _State(job, place)
     done = state.restore()
     with state.stream() as stream:
-        batches = iter(stream)
         if done == 0 and place.rank == 0:
             state.loss_first = state.probe(averaged=False)
             post({"event": "probe", "step": 0, "loss": state.loss_first})
         for step in range(done, job.steps):
             started_s = time.monotonic()
-            batch = next(batches)
+            batch = next(stream)
             waited_s = time.monotonic() - started_s
+            if batch.substitutions:
+                post(substituted(batch, step))
             numbers = state.step(batch, step)
             stop = place.rank == 0 and post(
                 {"event": "step", "step": step + 1, "data_wait_s": waited_s, **numbers}
@@ -104,7 +109,7 @@ def train(job: Job, place: Place, post: Post) -> None:
             stop = _agreed(stop, place)
             last = step + 1 == job.steps
             if last or stop or (step + 1) % job.checkpoint_every == 0:
-                state.save(step + 1, stream.state_dict())
+                state.save(step + 1, batch.state)
             if stop and not last:
                 return
     if place.rank == 0:
@@ -150,15 +155,25 @@ class _State:
 
     def stream(self) -> ClipStream:
         """Return this worker's share of the clips, from where the checkpoint stands."""
-        return ClipStream.resume(
-            Path(self.job.view),
-            Path(self.job.dataset),
-            self.cursor,
+        return self._stream(
+            Cursor.from_state(self.cursor),
             rank=self.place.rank,
             world_size=self.place.world_size,
-            width=self.job.px,
-            height=self.job.px,
+            decode_workers=self.job.decode_workers,
             cache_bytes=512 << 20,
+        )
+
+    def _stream(
+        self, cursor: Cursor, *, rank: int = 0, world_size: int = 1, **work: int
+    ) -> ClipStream:
+        job = self.job
+        return ClipStream(
+            parts_of(job.shelves),
+            cursor=cursor,
+            read=Frames(width=job.px, height=job.px),
+            rank=rank,
+            world_size=world_size,
+            work=Work(max_bad_clips=job.max_bad_clips, **work),
         )
 
     def step(self, batch: Batch, step: int) -> dict[str, float]:
@@ -191,18 +206,9 @@ class _State:
 
     def _probe_clips(self) -> list[objective.Clips]:
         """Return NUM_PROBES clips: the first of the order of epoch 0, one an entry."""
-        cursor = Cursor(
-            view_digest=self.job.view_digest, seed=self.job.seed, global_batch=1
-        ).state_dict()
-        with ClipStream.resume(
-            Path(self.job.view),
-            Path(self.job.dataset),
-            cursor,
-            width=self.job.px,
-            height=self.job.px,
-        ) as stream:
-            batches = iter(stream)
-            return [_clips(next(batches)) for _ in range(NUM_PROBES)]
+        cursor = Cursor(view_digest=self.job.view_digest, seed=self.job.seed, global_batch=1)
+        with self._stream(cursor) as stream:
+            return [_clips(next(stream)) for _ in range(NUM_PROBES)]
 
     def restore(self) -> int:
         """Load the newest whole checkpoint and return its step, 0 without one."""

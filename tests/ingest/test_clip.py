@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields, replace
 from fractions import Fraction
 
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.clip import LIMITS, Contract, Prep, clip_id, payload_size
+from ingest.clip import LIMITS, Contract, Prep, clip_id, payload_kind, payload_size, played_s
 from ingest.schema import SCORES, captions_schema, ledger_schema, payload_schema, view_schema
 
 WHERE = {
@@ -55,6 +56,8 @@ def test_payload_size_is_even_small_and_never_enlarged(width, height, side):
     assert 2 <= out_width <= max(2, width)
     assert 2 <= out_height <= max(2, height)
     assert min(out_width, out_height) <= side
+    pixels = payload_size(width, height, side, even=False)
+    assert pixels == (width, height) or min(pixels) == side
     if min(width, height) >= side and max(width, height) < 20 * min(width, height):
         assert abs(out_width / out_height - width / height) <= 0.3 * width / height
 
@@ -69,8 +72,78 @@ def test_impossible_settings_are_refused(wrong):
         Contract(frames=0)
 
 
+def test_digests_of_older_datasets_stay():
+    """What datasets on disk were made with: a new field must leave these as they are."""
+    assert Prep().digest() == "ba9e6c6717471778b7ed29a270d8eacba8d8d7c46186b86cf76e07e3ab47b04f"
+    small = Prep(contract=Contract(frames=16, fps=8), payload_short_side_px=64)
+    assert small.digest() == "372fcbbb8b0b844b5199f9d90bbd07f8dcf38c836882d264c481bdb2e01f7514"
+    assert Contract(**json.loads('{"frames": 80, "fps": 16}')) == Contract()
+    assert json.dumps(Contract().settings()) == '{"frames": 80, "fps": 16}'
+
+
+@pytest.mark.parametrize(
+    ("fields_of", "words"),
+    [
+        ({"frames": 0}, "at least 1"),
+        ({"fps": 0}, "at least 1"),
+        ({"fps": -16}, "at least 1"),
+        ({"fps": "natve"}, 'nor "native"'),
+        ({"interval": 3}, 'needs fps="native"'),
+        ({"frames": 1, "fps": 2, "interval": 2}, 'needs fps="native"'),
+        ({"fps": "native", "interval": 0}, "interval=0 must be within"),
+        ({"fps": "native", "interval": -1}, "must be within"),
+        ({"fps": "native", "interval": 10**9}, "must be within"),
+    ],
+)
+def test_impossible_contracts_are_refused_with_the_reason(fields_of, words):
+    with pytest.raises(ValueError, match=words):
+        Contract(**fields_of)
+
+
+contracts = st.one_of(
+    st.builds(Contract, frames=st.integers(1, 100), fps=st.integers(1, 100)),
+    st.builds(
+        Contract, frames=st.integers(1, 100), fps=st.just("native"), interval=st.integers(1, 100)
+    ),
+)
+
+
+@given(contracts, st.fractions(1, 120, max_denominator=1001))
+def test_a_contract_says_how_its_clips_play(contract, source_fps):
+    fps = contract.payload_fps(source_fps)
+    assert contract.is_still == (fps == 0) == (payload_kind(contract) == "png")
+    if contract.is_still:
+        assert contract.seconds(source_fps) == played_s(1, 0, 1) == 0
+    else:
+        assert fps == (source_fps / contract.interval if contract.native else contract.fps)
+        assert contract.seconds(fps) == pytest.approx(
+            played_s(contract.frames, fps.numerator, fps.denominator)
+        )
+    assert contract.span <= contract.frames * contract.step
+    assert Contract(**json.loads(json.dumps(contract.settings()))) == contract
+    assert contract.describe()
+
+
+def test_different_contracts_have_different_digests():
+    some = (
+        Contract(), Contract(frames=16), Contract(fps=15), Contract(fps="native"),
+        Contract(fps="native", interval=2), Contract(fps="native", interval=3), Contract(frames=1),
+    )  # fmt: skip
+    assert len({Prep(contract=contract).digest() for contract in some}) == len(some)
+
+
+def test_contracts_in_words():
+    said = [Contract(), Contract(frames=16, fps="native", interval=3), Contract(frames=1, fps=2)]
+    assert [contract.describe() for contract in said] == [
+        "80 frames at 16 fps",
+        "16 frames, 1 of 3 frames of the source",
+        "stills (from videos: 2 fps)",
+    ]
+
+
 COLUMNS = {
-    view_schema: "clip_id shard offset length crc32 frame_count width height caption",
+    view_schema: "clip_id shard offset length crc32 frame_count width height payload_kind "
+    "fps_num fps_den caption label",
     captions_schema: "clip_id producer payload_sha256 caption rank",
     ledger_schema: "unit_id kind id fate rule score threshold stage error_class message attempts "
     "duplicate_of source_uri source_sha256 source_bytes stream_index timebase_num timebase_den "

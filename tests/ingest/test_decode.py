@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from ingest.clip import Contract, Prep
 from ingest.decode import check_payload, payload_frames, resize_crop
-from ingest.encode import encode_clip, encode_video
+from ingest.encode import encode_clip, encode_still, encode_video
 
 
 def test_a_broken_contract_is_told(studio):
@@ -60,3 +62,56 @@ def test_every_width_comes_back_exactly(width):
     assert np.array_equal(back_THWC, frames_THWC)
     picked_THWC = payload_frames(encode_video(frames_THWC, 16, lossless=True), indices=[3, 1])
     assert np.array_equal(picked_THWC, frames_THWC[[3, 1]])
+
+
+def test_a_still_is_one_frame_whole_or_nothing():
+    picture = np.random.default_rng(0).integers(0, 256, (33, 47, 3), np.uint8)
+    payload = encode_still(picture)
+    frames = payload_frames(memoryview(payload), kind="png")
+    assert np.array_equal(frames, picture[None])
+    assert payload_frames(payload, kind="png", width=8, height=8).shape == (1, 8, 8, 3)
+    assert payload_frames(payload, kind="png", indices=[0, 0]).shape == (2, 33, 47, 3)
+    still = Contract(frames=1)
+    check_payload(payload, still, reference_THWC=frames)
+    with pytest.raises(ValueError, match="lossless"):
+        check_payload(payload, still, reference_THWC=frames ^ (frames == frames[0, 0, 0]))
+    with pytest.raises(ValueError, match="decodes to"):
+        check_payload(payload, still, reference_THWC=frames[:, 1:])
+    for broken in (b"", b"no picture", payload[: len(payload) // 2], payload[:-12]):
+        with pytest.raises(ValueError, match="payload"):
+            check_payload(broken, still)
+    with pytest.raises(ValueError, match="payload cannot"):
+        payload_frames(payload, kind="png", indices=[1])
+
+
+def test_raw_frames_are_the_payload_itself():
+    frames = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)
+    payload = frames.tobytes()
+    found = payload_frames(memoryview(payload), kind="raw_u8_thwc", shape=(5, 6, 7))
+    assert np.array_equal(found, frames)
+    assert np.shares_memory(found, np.frombuffer(payload, np.uint8))
+    same = payload_frames(payload, kind="raw_u8_thwc", shape=[5, 6, 7], width=7, height=6)
+    assert np.shares_memory(same, np.frombuffer(payload, np.uint8))
+    picked = payload_frames(payload, kind="raw_u8_thwc", shape=(5, 6, 7), indices=[4, 0])
+    assert np.array_equal(picked, frames[[4, 0]])
+    for shape in (None, (5, 6), (5, 6, 8), (5, 6, 7, 3)):
+        with pytest.raises(ValueError, match=r"shape|bytes"):
+            payload_frames(payload, kind="raw_u8_thwc", shape=shape)
+
+
+@pytest.mark.parametrize("kind", ["latent_f16_tchw", "tokens_i32", "", "PNG"])
+def test_other_kinds_hold_no_frames(kind):
+    with pytest.raises(ValueError, match="holds no frames"):
+        payload_frames(b"1234", kind=kind)
+
+
+def test_the_rate_of_a_native_clip_is_its_rows(studio):
+    contract = Contract(frames=16, fps="native", interval=3)
+    fps = Fraction(10000, 1001)
+    payload = encode_clip(studio.frames(16), Prep(contract=contract), fps=fps)
+    check_payload(payload, contract, fps=fps)
+    for wrong in (Fraction(10), Fraction(30000, 1001), 9):
+        with pytest.raises(ValueError, match="constant"):
+            check_payload(payload, contract, fps=wrong)
+    with pytest.raises(ValueError, match="rate of the clip's row"):
+        check_payload(payload, contract)

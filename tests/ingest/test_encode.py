@@ -1,9 +1,11 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from ingest.clip import Prep
+from ingest.clip import Contract, Prep
 from ingest.decode import check_payload, payload_frames
-from ingest.encode import encode_clip, encode_video, poster
+from ingest.encode import encode_clip, encode_still, encode_video, poster
 
 
 def test_the_same_frames_give_the_same_bytes(studio):
@@ -50,3 +52,30 @@ def test_poster_is_a_jpeg():
 def test_other_arrays_are_refused():
     with pytest.raises(ValueError, match="uint8 THWC"):
         encode_clip(np.zeros((80, 16, 16, 3), np.float32), Prep())
+    with pytest.raises(ValueError, match="uint8 THWC"):
+        encode_still(np.zeros((16, 16), np.uint8))
+
+
+def test_a_rate_that_nobody_tells_is_refused(studio):
+    native = Prep(contract=Contract(frames=8, fps="native"))
+    for fps in (None, 0, Fraction(0)):
+        with pytest.raises(ValueError, match="own rate"):
+            encode_clip(studio.frames(8), native, fps=fps)
+
+
+def test_any_rational_rate_is_written_exactly(studio):
+    frames = studio.frames(8)
+    assert encode_clip(frames, Prep()) == encode_clip(frames, Prep(), fps=Fraction(16))
+    for fps in (Fraction(25, 3), Fraction(10000, 1001), Fraction(1, 7), Fraction(29821, 1001)):
+        payload = encode_clip(frames, Prep(), fps=fps)
+        check_payload(payload, Contract(frames=8), fps=fps)
+    slow = encode_video(frames, Fraction(25, 3), lossless=False)
+    check_payload(slow, Contract(frames=8), fps=Fraction(25, 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (33, 47, 3), (64, 2, 3)])
+def test_a_still_is_exact_and_the_same_bytes_each_time(shape):
+    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    payload = encode_still(picture)
+    assert payload == encode_still(picture.copy())
+    assert np.array_equal(payload_frames(payload, kind="png")[0], picture)

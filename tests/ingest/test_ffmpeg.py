@@ -1,9 +1,14 @@
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from ingest import ffmpeg
-from ingest.clip import Prep
+from ingest.clip import Contract, Prep
+from ingest.encode import encode_video
+from ingest.rates import Pace
+from ingest.reading import Reading
 from ingest.sources import SourceError
 
 
@@ -62,6 +67,25 @@ def test_a_playlist_opens_nothing_else(studio, name, text):
     playlist.write_text(text.format(secret=secret))
     with pytest.raises(SourceError):
         ffmpeg.probe(str(playlist), Prep())
+
+
+def test_rgb_video_is_decoded_exactly(studio):
+    """Its matrix has a name that no scaler takes."""
+    frames = studio.frames(8)
+    path = studio.folder / "rgb.mp4"
+    path.write_bytes(encode_video(frames, 16, lossless=True))
+    info = ffmpeg.probe(str(path), Prep())
+    with Reading(str(path), info, Prep()) as reading:
+        assert np.array_equal(np.stack(list(reading)), frames)
+
+
+def test_the_pace_is_measured_for_native_frames_only(studio):
+    path = str(studio.numbered("n30000_1001.mp4", fps="30000/1001", count=60))
+    assert ffmpeg.probe(path, Prep()).pace is None
+    native = Prep(contract=Contract(fps="native"))
+    assert ffmpeg.probe(path, native).pace == Pace(fps=Fraction(30000, 1001), steady=True)
+    with pytest.raises(SourceError, match="decode_timeout_s"):
+        ffmpeg.probe(path, Prep(contract=Contract(fps="native"), decode_timeout_s=0.0))
 
 
 def test_source_errors_travel_between_processes():

@@ -1,7 +1,7 @@
 import pytest
 
 from ingest.files import atomic_folder, atomic_write
-from ingest.shards import StorageError
+from ingest.files import StorageError
 
 
 def test_a_file_appears_whole(tmp_path):

@@ -36,6 +36,15 @@ def test_each_rule_rejects_beyond_its_threshold_only(rule, name, score):
     assert keep.decide(GOOD | {name: None}).name == "kept"
 
 
+def test_a_still_is_judged_by_what_it_has():
+    """It has no motion and repeats nothing: rules about those say nothing of it, others do."""
+    still = GOOD | {"motion": None, "duplicate_frame_share": None}
+    strict = Keep(min_motion=0.2, max_motion=0.3, max_duplicate_frame_share=0.0)
+    assert strict.decide(still).name == "kept"
+    fate = strict.decide(still | {"luma_mean": 3.0})
+    assert (fate.name, fate.rule) == ("rejected", "min_luma")
+
+
 def test_every_threshold_has_its_rule():
     tested = {"min_motion", "max_motion", "max_duplicate_frame_share", "min_luma", "max_luma"}
     assert {field.name for field in fields(Keep)} == tested | {"min_luma_range", "min_sharpness"}

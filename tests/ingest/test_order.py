@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.order import ROUNDS, Cursor, permute, slots
+from ingest.clip import digest_of
+from ingest.order import ROUNDS, Cursor, Mixture, mixture_digest, permute, slots
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "order_v1.json").read_text())
 MASK = (1 << 64) - 1
@@ -96,3 +97,110 @@ def test_cursor_crosses_epochs_and_travels():
         Cursor(view_digest="d", seed=3, global_batch=0)
     with pytest.raises(ValueError, match="slots"):
         slots(4, 2, 2)
+
+
+def slow_clip(part, number, *, sizes, seed, attempt=0):
+    own = (seed + part * 0x9E3779B97F4A7C15) & MASK
+    if attempt:
+        own = mix((own + attempt * 0xD1B54A32D192ED03) & MASK)
+    return slow_permute(number % sizes[part], sizes[part], own, number // sizes[part])
+
+
+def slow_draw(position, *, sizes, weights, seed):
+    """Return part, draw number, epoch and index by the words of the law."""
+    weights = [weight // int(np.gcd.reduce(weights)) for weight in weights]
+    block, value = divmod(position, sum(weights))
+    if sum(weights) > 1:
+        value = slow_permute(value, sum(weights), seed, block)
+    part = next(c for c in range(len(weights)) if value < sum(weights[: c + 1]))
+    number = block * weights[part] + value - sum(weights[:part])
+    index = slow_clip(part, number, sizes=sizes, seed=seed)
+    return part, number, number // sizes[part], index
+
+
+def draws_of(positions, *, sizes, weights, seed):
+    found = Mixture(sizes=tuple(sizes), weights=tuple(weights)).draws(
+        np.array(positions), seed=seed
+    )
+    columns = found.parts, found.numbers, found.epochs, found.indices
+    return [tuple(int(value) for value in row) for row in zip(*columns, strict=True)]
+
+
+PARTS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize("vector", GOLDEN["mixtures"], ids=lambda v: "-".join(map(str, v["sizes"])))
+def test_golden_mixtures(vector):
+    law = {name: vector[name] for name in ("sizes", "weights", "seed")}
+    found = draws_of(vector["positions"], **law)
+    assert [part for part, _, _, _ in found] == vector["parts"]
+    assert [epoch for _, _, epoch, _ in found] == vector["epochs"]
+    assert [index for _, _, _, index in found] == vector["indices"]
+    assert found == [slow_draw(position, **law) for position in vector["positions"]]
+    mixture = Mixture(sizes=tuple(law["sizes"]), weights=tuple(law["weights"]))
+    for (part, number, _, _), wanted in zip(found, vector["substitutes"], strict=True):
+        got = mixture.clips(part, np.array([number]), seed=law["seed"], attempt=1)
+        assert got.tolist() == [wanted]
+        assert slow_clip(part, number, sizes=law["sizes"], seed=law["seed"], attempt=1) == wanted
+
+
+@settings(deadline=None, max_examples=40)
+@given(PARTS, st.integers(0, MASK), st.integers(0, 10**9))
+def test_every_block_of_a_mixture_is_exact(parts, seed, block):
+    mixture = Mixture(sizes=tuple(n for n, _ in parts), weights=tuple(w for _, w in parts))
+    total = sum(mixture.weights)
+    assert np.gcd.reduce(mixture.weights) == 1
+    found = mixture.draws(np.arange(block * total, (block + 1) * total), seed=seed)
+    assert np.bincount(found.parts, minlength=len(parts)).tolist() == list(mixture.weights)
+    for part, weight in enumerate(mixture.weights):  # nothing of a part is left out or doubled
+        numbers = sorted(found.numbers[found.parts == part].tolist())
+        assert numbers == list(range(block * weight, (block + 1) * weight))
+
+
+@settings(deadline=None, max_examples=40)
+@given(PARTS, st.integers(0, MASK), st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
+def test_any_position_is_found_alone(parts, seed, positions):
+    law = {"sizes": [n for n, _ in parts], "weights": [w for _, w in parts], "seed": seed}
+    together = draws_of(positions, **law)
+    assert together == [draws_of([position], **law)[0] for position in positions]
+    assert together == [slow_draw(position, **law) for position in positions]
+
+
+def test_each_part_goes_through_its_clips_epoch_by_epoch():
+    sizes = 7, 4, 1
+    found = Mixture(sizes=sizes, weights=(6, 3, 3)).draws(np.arange(4 * 84), seed=9)
+    for part, size in enumerate(sizes):
+        own = found.parts == part
+        order = np.argsort(found.numbers[own], kind="stable")
+        indices, epochs = found.indices[own][order], found.epochs[own][order]
+        for epoch in range(epochs.max()):
+            assert sorted(indices[epochs == epoch]) == list(range(size))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 300), st.integers(1, 9), st.integers(0, MASK))
+def test_one_part_is_the_plain_order(size, weight, seed):
+    found = Mixture(sizes=(size,), weights=(weight,)).draws(np.arange(2 * size), seed=seed)
+    for epoch in range(2):
+        own = found.indices[epoch * size : (epoch + 1) * size]
+        assert own.tolist() == permute(np.arange(size), n=size, seed=seed, epoch=epoch).tolist()
+        assert set(found.epochs[epoch * size : (epoch + 1) * size].tolist()) == {epoch}
+
+
+def test_substitutes_are_other_orders_of_the_same_part():
+    mixture, numbers = Mixture(sizes=(500, 300), weights=(2, 1)), np.arange(300)
+    orders = [mixture.clips(1, numbers, seed=4, attempt=attempt) for attempt in range(4)]
+    for order in orders:
+        assert sorted(order) == list(range(300))
+    same = [np.mean(one == two) for one in orders for two in orders if one is not two]
+    assert max(same) < 0.03
+
+
+def test_a_mixture_has_a_name_and_no_empty_part():
+    assert mixture_digest(["aa"], [5]) == "aa"
+    assert mixture_digest(["aa", "bb"], [6, 4]) == digest_of([["aa", 3], ["bb", 2]])
+    for sizes, weights in (((), ()), ((1,), (1, 1)), ((0, 4), (1, 1)), ((4, 4), (1, 0))):
+        with pytest.raises(ValueError, match=r"mixture|at least 1"):
+            Mixture(sizes=sizes, weights=weights)
+    with pytest.raises(ValueError, match="positions"):
+        Mixture(sizes=(3, 3), weights=(1, 1)).draws(np.array([-1]), seed=0)

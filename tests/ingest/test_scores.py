@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,14 @@ def test_motion_does_not_depend_on_size_or_rate():
     assert motion(frames[..., 0], 32) == pytest.approx(2 * motion(frames[..., 0], 16), rel=0.25)
 
 
+def test_motion_takes_any_rate():
+    """Every third of the frames at a third of the rate moves as fast."""
+    frames = np.stack([textured(k)[..., 0] for k in range(80)])
+    whole = motion(frames, Fraction(30000, 1001))
+    assert motion(frames[::3], Fraction(10000, 1001)) == pytest.approx(whole, rel=0.25)
+    assert motion(frames[:2], Fraction(1, 2)) is not None
+
+
 def test_a_still_has_no_motion_and_all_duplicates():
     frames = np.repeat(textured()[None], 80, 0)
     scores = score(frames, 16)
@@ -68,5 +78,6 @@ def test_luma_and_sharpness():
 
 def test_unknown_is_null_and_not_zero():
     single = score(textured()[None], 16)
+    assert score(textured()[None], 0).keys() == single.keys()  # a still has no rate
     assert single["motion"] is None
     assert single["duplicate_frame_share"] is None

@@ -28,9 +28,9 @@ def stream(cut_flags, contract, trim):
     return found + finder.end(), finder
 
 
-@given(flags, st.integers(1, 12), st.integers(0, 5))
-def test_streaming_equals_the_closed_form(cut_flags, frames, trim):
-    contract = Contract(frames=frames)
+@given(flags, st.integers(1, 12), st.integers(0, 5), st.integers(1, 5))
+def test_streaming_equals_the_closed_form(cut_flags, frames, trim, interval):
+    contract = Contract(frames=frames, fps="native", interval=interval)
     shots = shots_of(cut_flags)
     found, finder = stream(cut_flags, contract, trim)
     assert found == windows(shots, contract, trim)

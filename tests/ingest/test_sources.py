@@ -41,6 +41,21 @@ def test_folders_globs_and_files(tree):
     assert (source.bytes, source.uri) == (5, str(tree / "b.mp4"))
 
 
+def test_pictures_are_listed_when_stills_are_wanted(tree):
+    for name in ("a.PNG", "sub/b.jpeg", "c.webp", "d.bmp", "e.jpg", "f.gif", ".hidden.png"):
+        (tree / name).write_bytes(name.encode())
+    videos = ["a.MKV", "b.mp4", "sub/c.webm"]
+    assert names(list_sources([str(tree)]), tree) == videos
+    assert names(list_sources([str(tree)], pictures=True), tree) == sorted(
+        [*videos, "a.PNG", "sub/b.jpeg", "c.webp", "d.bmp", "e.jpg"]
+    )
+    assert names(list_sources([str(tree / "a.PNG")]), tree) == ["a.PNG"]  # named, so wanted
+    assert names(list_sources([str(tree / "s*")]), tree) == ["sub/c.webm"]
+    (tree / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no video or picture found"):
+        list_sources([str(tree / "empty")], pictures=True)
+
+
 def test_nothing_found_names_the_pattern(tree):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         list_sources([str(tree), str(tree / "nowhere")])

@@ -12,6 +12,7 @@ from models import checkpoint, ssr, stunet
 from models.conditioning import HashedText
 from models.diffusion import Schedule
 from pipelines import saved, training, weights
+from pipelines.shelves import Shelf
 from pipelines.training import Job, Optimizer
 
 NETWORK = stunet.Config(sample_px=16, widths=(8, 16), temporal_factor=(2,), text_dim=16, head_dim=8)
@@ -39,8 +40,7 @@ def job(tiny, folder: Path, role: str, **changes: Any) -> Job:
     values = {
         "spec": spec,
         "optimizer": Optimizer(learning_rate=3e-3, warmup_steps=2, ema_decay=0.9),
-        "dataset": str(tiny.root),
-        "view": str(view.path),
+        "shelves": (Shelf(root=str(tiny.root), view=view.digest),),
         "view_digest": view.digest,
         "folder": str(folder),
         "base": "",
@@ -53,6 +53,8 @@ def job(tiny, folder: Path, role: str, **changes: Any) -> Job:
         "checkpoint_every": 2,
         "threads": 1,
         "px": network.sample_px,
+        "decode_workers": 0,
+        "max_bad_clips": 8,
     }
     return Job(**{**values, **changes})
 
