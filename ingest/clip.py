@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Literal
 
 LOOK_FPS = 16  # cuts are found in this many frames a second: what the thresholds of Prep are for
-MAX_INTERVAL = 100_000
+MAX_INTERVAL = 10_000
 PREP_VERSION = 1  # raise it when the same Prep starts to give other pixels or other windows
 LIMITS = (
     "max_source_bytes",

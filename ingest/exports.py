@@ -125,15 +125,14 @@ def export(
         raise ValueError(f"export: format is one of {', '.join(FORMATS)}; shard_bytes at least 1")
     chosen = selection or Selection()
     table = passport.passports(dataset, chosen)
-    split = shard_bytes if format == "webdataset" else 0
     passports = passport.digest(passport.rows(table))
-    identity = digest_of([LAYOUT, passports, format, split])
+    split = shard_bytes if format == "webdataset" else 0
     with ThreadPoolExecutor(READERS) as pool:
         run = _Run(
             dataset=dataset,
             out=out,
             table=table,
-            identity=identity,
+            identity=digest_of([LAYOUT, passports, format, split]),
             passports=passports,
             progress=progress,
             shard_bytes=shard_bytes,
@@ -143,9 +142,13 @@ def export(
             files = WRITERS[format](run)
             atomic_write(out / DONE, _told(run, format, chosen, files))
     (out / UNFINISHED).unlink(missing_ok=True)
-    told = json.loads((out / DONE).read_bytes())
+    return _exported(run, format)
+
+
+def _exported(run: _Run, format: Format) -> Exported:  # noqa: A002
+    told = json.loads((run.out / DONE).read_bytes())
     return Exported(
-        out=str(out),
+        out=str(run.out),
         format=format,
         view=told["view"],
         clips=told["clips"],

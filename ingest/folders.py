@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest import passport
-from ingest.files import atomic_write
+from ingest.files import TEMPORARY, atomic_write, storage_error
 from ingest.offers import MEDIA, Malformed, Offered, check_name, json_object, written_at
 from ingest.sheets import Line, lines
 
@@ -37,7 +37,13 @@ def write_clip(folder: Path, row: Mapping[str, Any], payload: bytes | memoryview
     alike = path.is_file() and path.stat().st_size == row["length"]
     if alike and zlib.crc32(path.read_bytes()) == row["crc32"]:
         return False
-    atomic_write(path, bytes(payload))
+    temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(payload)  # forced to disk all together, before the table names them
+        temporary.replace(path)
+    except OSError as error:
+        raise storage_error(error, path) from error
     return True
 
 
@@ -49,6 +55,7 @@ def write_table(folder: Path, passports: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table.combine_chunks(), sink, row_group_size=ROW_GROUP, compression="zstd")
     data = sink.getvalue().to_pybytes()
+    os.sync()
     atomic_write(folder / TABLE, data)
     return data
 

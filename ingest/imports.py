@@ -15,16 +15,18 @@ from typing import Any
 import pyarrow as pa
 
 from ingest import admit
-from ingest.admit import Admitted, Known
+from ingest.admit import Admitted
 from ingest.arrivals import Arrival, Format, arrival
 from ingest.clip import Contract, Prep
 from ingest.ledger import to_table
 from ingest.objects import Root
 from ingest.offers import Malformed, Offered, Part
 from ingest.passport import LISTS, made_with
+from ingest.returning import Known, known, returning
 from ingest.schema import ANNOTATIONS
 from ingest.shards import ShardWriter
 from ingest.store import ContractMismatch, Dataset, NotADataset
+from ingest.strangers import stranger
 from ingest.vet import Vetting
 
 BATCH_BYTES = 128 << 20  # a payload shard
@@ -180,13 +182,13 @@ def _jobs(found: Arrival, prep_digest: str, vetting: Vetting, done: set[str]) ->
     jobs: list[_Job] = []
     if found.prep is None:
         for part, offered in whole:
-            run = partial(admit.stranger, part, offered, place=place, vetting=vetting, skip=done)
+            run = partial(stranger, part, offered, place=place, vetting=vetting, skip=done)
             jobs.append(_Job(run=run, bytes=offered.length))
     else:
         sources, wrong = _by_source(whole)
         broken += wrong
         for clips in sources:
-            run = partial(admit.returning, clips, prep_digest=prep_digest, skip=done)
+            run = partial(returning, clips, prep_digest=prep_digest, skip=done)
             jobs.append(_Job(run=run, bytes=sum(clip.offered.length for clip in clips)))
     return jobs + [
         _Job(run=partial(admit.failed, place, name, problem, sha256=sha256))
@@ -202,7 +204,7 @@ def _by_source(
     wrong = []
     for part, offered in offers:
         try:
-            clip = admit.known(part, offered)
+            clip = known(part, offered)
         except Malformed as error:
             wrong.append((offered.name, str(error), ""))
             continue

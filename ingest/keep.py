@@ -9,7 +9,11 @@ from ingest.ledger import Fate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keep:
-    """Bounds on scores; None turns a rule off. A null score passes: nothing is known against it."""
+    """Bounds on scores; None turns a rule off.
+
+    A null score passes: nothing is known against it. So rules over motion and repeated frames do
+    not apply to stills, which have neither.
+    """
 
     min_motion: float | None = 0.005
     max_motion: float | None = 0.5

@@ -3,10 +3,11 @@
 A payload is known by its shard, its clip and its checksum; a move gives it another shard and offset.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ingest import refs, upkeep
 from ingest.columns import among, hex_ids, in_place
@@ -92,3 +93,25 @@ def shards_in_use(root: Root) -> set[str]:
     for digest in views(root):
         found |= shards_of_view(open_view(root, digest)[0])
     return found
+
+
+def shards_in_files(root: Root, *, but: Collection[str] = ()) -> set[str]:
+    """Return the shards that any stored file of a table names, save some files.
+
+    These are of versions that somebody may still read, and of all that were not collected yet.
+    """
+    found: set[str] = set()
+    for table in NAMING:
+        for name in [entry.name for entry in root.names(table)]:
+            if name.endswith(".parquet") and "/_delta_log/" not in name and name not in but:
+                found |= _named_in(root, name)
+    return found
+
+
+def _named_in(root: Root, name: str) -> set[str]:
+    try:
+        data = pa.BufferReader(root.read(name))
+        rows = pq.read_table(data, columns=["shard"], use_threads=False)
+    except (FileNotFoundError, pa.ArrowException):  # removed meanwhile, or never finished
+        return set()
+    return set(rows.column("shard").unique().drop_null().to_pylist())

@@ -6,6 +6,7 @@ Memory holds the frames of one clip, not the video; what is kept goes to the sha
 import hashlib
 import json
 import zlib
+from collections.abc import Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -56,6 +57,9 @@ class Held:
         return np.stack([self._frames[n] for n in range(window.start, window.end, step)])
 
 
+PURGED = Fate(name="rejected", rule="purged")  # taken down; it is not stored again
+
+
 @dataclass(kw_only=True)
 class OnePass:
     """Rows of one unit as they come about: `read` the frames, `place` the shard, take the tables."""
@@ -64,6 +68,7 @@ class OnePass:
     prep: Prep
     keep: Keep
     captions: Captions
+    purged: Set[str] = frozenset()
     rows: list[dict[str, object]] = field(default_factory=list)
     captioned: list[dict[str, object]] = field(default_factory=list)
     stats: dict[str, float] = field(default_factory=dict)
@@ -128,7 +133,7 @@ class OnePass:
         fps = contract.payload_fps(reading.fps)
         scores = score(frames_THWC, fps)
         row = self._clip_row(window, reading)
-        fate = self.keep.decide(scores)
+        fate = PURGED if row["id"] in self.purged else self.keep.decide(scores)
         if fate.name == "kept":
             fate = self._store(row, frames_THWC, fps, shard)
         row |= scores

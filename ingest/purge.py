@@ -80,9 +80,7 @@ def purge(
         dataset.log_operation(OPERATION, {**told, "views": {}, "tags": []})
     done = complete(dataset)
     since = _views_since(dataset, asked) | dict(done.views)
-    result = replace(
-        done, sources=tuple(told["sources"]), clips=tuple(told["clips"]), views=since
-    )
+    result = replace(done, sources=tuple(told["sources"]), clips=tuple(told["clips"]), views=since)
     ended = {"views": since, "tags": result.tags, "left": result.left}
     dataset.log_operation(OPERATION, {**told, **ended})
     return result
@@ -145,13 +143,14 @@ def strip(
 ) -> tuple[pa.Table, list[str]]:
     """Copy the other clips of shards into new ones; return the moves, and the shards to remove.
 
-    A shard that nothing names yet and that is young may be somebody's who is about to commit: where
-    it holds other clips too, it is left alone.
+    A young shard that nothing ever named may be somebody's who is about to commit: where it holds
+    other clips too, it is left alone.
     """
     used, gone = moves.shards_in_use(root), []
+    once = moves.shards_in_files(root) if found else set()
     found_moves = [moves.schema().empty_table()]
     for shard, one in sorted(found.items()):
-        if shard in used or not one.others or not one.young:
+        if shard in used | once or not one.others or not one.young:
             found_moves.append(_stripped(root, shard, taken, probes, named=shard in used))
             gone.append(shard)
     return pa.concat_tables(found_moves), gone

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 STEADY_SHARE = 0.95  # of all steps between frames; the rest may be gaps
 MAX_DENOMINATOR = 1001  # of an average: finer than any clock
+# Beyond these a rate is nonsense, and divided by an interval would not fit its 32-bit columns.
+MAX_FPS, MAX_DECLARED_DENOMINATOR = 20_000, 100_000
 COMMON_FPS = tuple(
     rate
     for whole in (12, 15, 24, 25, 30, 48, 50, 60, 120)
@@ -34,13 +36,16 @@ def pace_of(ticks: Sequence[int], timebase: Fraction, declared_fps: Fraction) ->
     has the declared rate, or 1.
     """
     times = sorted(set(ticks))
+    sane = 0 < declared_fps <= MAX_FPS and declared_fps.denominator <= MAX_DECLARED_DENOMINATOR
+    declared = [declared_fps] if sane else []
     if len(times) < 2:
-        return Pace(fps=declared_fps or Fraction(1), steady=True)
+        return Pace(fps=(*declared, Fraction(1))[0], steady=True)
     average = (len(times) - 1) / ((times[-1] - times[0]) * timebase)
     nearest = average.limit_denominator(MAX_DENOMINATOR) or Fraction(1, MAX_DENOMINATOR)
+    nearest = min(nearest, Fraction(MAX_FPS))
     common = sorted(COMMON_FPS, key=lambda rate: abs(rate - average))
-    for fps in (declared_fps, common[0], nearest):
-        if fps > 0 and _keeps(times, 1 / (fps * timebase)):
+    for fps in (*declared, common[0], nearest):
+        if _keeps(times, 1 / (fps * timebase)):
             return Pace(fps=fps, steady=True)
     return Pace(fps=nearest, steady=False)
 

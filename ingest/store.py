@@ -70,7 +70,7 @@ class Dataset:
         root = Root.of(place)
         settings = {
             "kinoray.schema": SCHEMA_VERSION,
-            "kinoray.contract": json.dumps(asdict(contract), sort_keys=True),
+            "kinoray.contract": json.dumps(contract.settings(), sort_keys=True),
             "kinoray.prep": json.dumps(asdict(prep), sort_keys=True),
             "kinoray.prep_digest": prep.digest(),
         }

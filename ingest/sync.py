@@ -2,7 +2,7 @@
 
 Shards that are there are not sent again, so that a killed run goes on where it was; the tables
 follow only when every shard that they name has arrived and was read back. Views, tags and the log
-stay where they are: views can be frozen again from the same rows.
+stay where they are, but for takedowns: those reach every copy.
 """
 
 import hashlib
@@ -20,10 +20,12 @@ import pyarrow as pa
 from ingest.files import TEMPORARY, StorageError, storage_error
 from ingest.objects import Root
 from ingest.passport import made_with
+from ingest.purge import complete
 from ingest.schema import ANNOTATIONS, conformed
 from ingest.shards import CorruptPayload
 from ingest.store import Dataset
 from ingest.tables import Table
+from ingest.takedown import OPERATION, Taken
 from ingest.upkeep import replace_rows
 
 PIECE_BYTES = 8 << 20
@@ -48,7 +50,8 @@ class SyncMismatch(RuntimeError):
 class Synced:
     """What a sync did: shards and bytes sent, shards that were there, tables that changed.
 
-    `digest` is that of both places; see Dataset.digest.
+    `digest` is that of both places; see Dataset.digest. `left` says where at the destination
+    something still is that was taken down at the source, and what to do.
     """
 
     destination: str
@@ -57,6 +60,7 @@ class Synced:
     skipped: int
     tables: tuple[str, ...]
     digest: str
+    left: tuple[str, ...] = ()
 
 
 def sync(
@@ -68,9 +72,9 @@ def sync(
 ) -> Synced:
     """Make `destination` say what `source`, at the version it was opened at, says.
 
-    Each is a folder or an object store. Other settings are refused, and so is a destination with
-    units or annotations that the source lacks, unless they were taken down there. `progress` hears
-    how many shards of how many are there.
+    Each is a folder or an object store. What was taken down at the source is taken down there too,
+    before anything else. Other settings are refused, and so is a destination with units or
+    annotations that the source lacks. `progress` hears how many shards of how many are there.
 
     Raises WouldLose, SyncMismatch, CorruptPayload naming a damaged shard of the source,
     store.ContractMismatch, store.NotADataset, StorageError.
@@ -80,6 +84,7 @@ def sync(
         raise WouldLose(f"{target}: source and destination are one place; name another")
     prep = made_with(source)
     dataset = Dataset.create(target, prep.contract, prep)
+    left = _carry_takedowns(source, dataset)
     _check_nothing_lost(source, dataset)
     sent = _send(source, dataset, workers, progress)
     changed = _align(source, dataset)
@@ -94,6 +99,7 @@ def sync(
         skipped=sent.count(0),
         tables=changed,
         digest=digest,
+        left=left,
     )
     if synced.copied or changed:
         _log(source, dataset, synced)
@@ -112,16 +118,31 @@ def _log(source: Dataset, dataset: Dataset, synced: Synced) -> None:
     source.log_operation("sync", told | {"to": synced.destination})
 
 
+def _carry_takedowns(source: Dataset, dataset: Dataset) -> tuple[str, ...]:
+    """Take down at the destination what was taken down at the source; return what is left of it."""
+    taken, ended = Taken.of(source), [row["detail"] for row in dataset.history()]
+    done = [d for d in ended if d.get("left") == [] and {"sources", "clips"} <= d.keys()]
+    told = {
+        "sources": sorted(taken.sources.difference(*(one["sources"] for one in done))),
+        "clips": sorted(taken.clips.difference(*(one["clips"] for one in done))),
+        "reason": f"taken down at {source.root}",
+        "views": {},
+        "tags": [],
+    }
+    if not told["sources"] and not told["clips"]:
+        return ()
+    dataset.log_operation(OPERATION, told)
+    found = complete(dataset)
+    dataset.log_operation(OPERATION, told | {"left": list(found.left)})
+    return found.left
+
+
 def _check_nothing_lost(source: Dataset, dataset: Dataset) -> None:
-    gone = source.purged()
-    here = dataset.ledger().select(["unit_id", "id", "source_sha256"]).to_pylist()
-    clips = {row["id"] for row in here if row["source_sha256"] in gone} | gone
-    kept_back = {row["unit_id"] for row in here if row["id"] not in clips}
-    lost = kept_back - set(source.ledger().column("unit_id").to_pylist())
-    _refuse(dataset, "units of work", lost)
+    here, there = (d.ledger().column("unit_id").to_pylist() for d in (dataset, source))
+    _refuse(dataset, "units of work", set(here) - set(there))
     for name, (_make, key) in ANNOTATIONS.items():
-        lost = _keys(dataset.annotation(name), key) - _keys(source.annotation(name), key)
-        _refuse(dataset, name, {row for row in lost if row.split(" ")[0] not in clips})
+        here, there = (_keys(d.annotation(name), key) for d in (dataset, source))
+        _refuse(dataset, name, here - there)
 
 
 def _keys(rows: pa.Table, key: str) -> set[str]:

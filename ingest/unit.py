@@ -4,6 +4,7 @@ A pure function of the source and the settings. Whatever is wrong with a source 
 its rows; only trouble with the place that is written to (StorageError) leaves as an exception.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, source_row, to_table
-from ingest.onepass import OnePass
+from ingest.objects import Root
+from ingest.onepass import PURGED, OnePass
 from ingest.pictures import demuxer_of
 from ingest.reading import Reading
 from ingest.schema import ledger_schema
@@ -49,15 +51,22 @@ def plan_unit(source: Source, *, prep: Prep, keep: Keep, source_sha256: str = ""
 
 
 def curate_unit(
-    unit: Unit, *, prep: Prep, keep: Keep, captions: Captions, root: Path
+    unit: Unit,
+    *,
+    prep: Prep,
+    keep: Keep,
+    captions: Captions,
+    root: Root | Path | str,
+    purged: Set[str] = frozenset(),
 ) -> UnitResult:
     """Run one source and write its payload shard below `root`; commits nothing.
 
+    What is named in `purged` (hashes of sources, ids of clips) was taken down and is not stored again.
     Raises StorageError when the shard cannot be written, FileNotFoundError or ValueError for a
     missing or malformed caption file.
     """
     cv2.setNumThreads(1)  # processes are the unit of parallel work
-    work = OnePass(unit=unit, prep=prep, keep=keep, captions=captions)
+    work = OnePass(unit=unit, prep=prep, keep=keep, captions=captions, purged=purged)
     try:
         fate = _run(work, root)
     except SourceError as error:
@@ -73,8 +82,10 @@ def curate_unit(
     )
 
 
-def _run(work: OnePass, root: Path) -> Fate:
+def _run(work: OnePass, root: Root | Path | str) -> Fate:
     unit, prep = work.unit, work.prep
+    if unit.source_sha256 in work.purged:
+        return PURGED
     check_readable(unit.source, prep.max_source_bytes)
     check_unchanged(unit.source)
     picture = demuxer_of(unit.source.uri) if prep.contract.is_still else ""

@@ -10,7 +10,7 @@ import numpy as np
 from ingest import refs
 from ingest.files import atomic_write
 from ingest.schema import SCORES
-from ingest.shards import read_payload
+from ingest.shards import CorruptPayload, read_payload
 from ingest.store import Dataset
 from jobs.page import bars, card, histogram, page, picture, table, text
 
@@ -70,12 +70,16 @@ def _inputs(dataset: Dataset) -> Iterable[str]:
 def _clips(dataset: Dataset) -> Iterable[str]:
     # By hash, so that a big dataset shows some of everything.
     columns = (
-        "clip_id, shard, offset, length, crc32, payload_kind, caption, label, motion, luma_mean"
+        'clip_id, shard, "offset", length, crc32, payload_kind, caption, label, motion, luma_mean'
     )
     rows = dataset.query(f"SELECT {columns} FROM clips ORDER BY clip_id LIMIT {MOST_CLIPS + 1}")
     for row in rows.to_pylist()[:MOST_CLIPS]:
         place = row["shard"], row["offset"], row["length"], row["crc32"]
-        payload = bytes(read_payload(dataset.root, *place, clip_id=row["clip_id"]))
+        try:
+            payload = bytes(read_payload(dataset.root, *place, clip_id=row["clip_id"]))
+        except (CorruptPayload, FileNotFoundError) as error:
+            yield f'<div class="card">{text(str(error))}</div>'
+            continue
         told = [f"{k} {row[k]:.3g}" for k in ("motion", "luma_mean") if row[k] is not None]
         note = " ".join([row["clip_id"][:12], row["label"], ", ".join(told)])
         show = {"h264_mp4": card, "png": picture}.get(row["payload_kind"])

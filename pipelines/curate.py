@@ -85,12 +85,11 @@ class Result:
 def plan(config: Config) -> Plan:
     """Count the videos; touches nothing. Raises FileNotFoundError for a source that is not there."""
     config.captions.check()
-    sources = list_sources(config.source)
+    sources = list_sources(config.source, pictures=config.prep.contract.is_still)
     counts: dict[str, int | float | str] = {
         "videos": len(sources),
         "bytes": sum(source.bytes for source in sources),
-        "frames_per_clip": config.prep.contract.frames,
-        "fps": config.prep.contract.fps,
+        "contract": config.prep.contract.describe(),
     }
     return Plan(verb=VERB, out=str(config.out), counts=counts, stages=STAGES)
 
@@ -98,7 +97,7 @@ def plan(config: Config) -> Plan:
 def run(config: Config, *, context: Context) -> Result:
     """Give every source and every candidate clip its one fate; continues where an earlier run ended."""
     config.captions.check()
-    sources = list_sources(config.source)
+    sources = list_sources(config.source, pictures=config.prep.contract.is_still)
     if not context.resume:
         _start_over(config.out)
     dataset = Dataset.create(config.out, config.prep.contract, config.prep)
@@ -207,6 +206,7 @@ class _Work:
             **self._rules,
             captions=self.config.captions,
             root=self.dataset.root,
+            purged=frozenset(self.dataset.purged()),
         )
         # Longest first, so that the last unit running is a short one.
         by_size = sorted(units, key=lambda u: -u.source.bytes)

@@ -44,10 +44,10 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="kinoray-bench-") as name:
         work = Path(name)
         clips = corpora()
-        workloads = [compare(kind, clips[kind], peers, work / kind) for kind in PASSES]
         say("remote reads")
         remote = storage_remote.measure(clips["h264"])
         ledger = at_scale(work / "ledger")
+        workloads = [compare(kind, clips[kind], peers, work / kind) for kind in PASSES]
     TABLE.write_text(storage_table.text(workloads, remote, ledger))
     return storage_table.summary(workloads, remote, ledger)
 
@@ -166,7 +166,7 @@ def at_scale(folder: Path) -> Ledger:
     def ask(task: str) -> dict[str, float]:
         say(f"ledger: {task}")
         command = [sys.executable, "-m", "tests.bench.storage_ledger", task, str(folder)]
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
     built = ask("build")

@@ -294,7 +294,20 @@ def test_what_is_declared_wrongly_is_measured():
     assert not pace.steady
     assert float(pace.fps) == pytest.approx(199 / 23.8, rel=1e-5)
     assert pace_of([7], tick, Fraction(25)).fps == 25
-    assert pace_of([0, 10**9], tick, Fraction(0)).fps > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ticks=st.lists(st.integers(-(2**62), 2**62 - 1), max_size=20),
+    timebase=st.sampled_from([Fraction(1, 10**9), Fraction(1, 90000), Fraction(1), Fraction(3600)]),
+    declared=st.fractions(0, 10**9, max_denominator=10**9),
+)
+def test_any_nonsense_has_a_rate_that_fits_its_columns(ticks, timebase, declared):
+    fps = Contract(frames=2, fps="native", interval=10_000).payload_fps(
+        pace_of(ticks, timebase, declared).fps
+    )
+    assert fps > 0
+    assert max(fps.numerator, fps.denominator) < 2**31
 
 
 @pytest.mark.parametrize(("fps", "trim"), [("16", 4), ("10", 3), ("25", 7), ("60", 15)])

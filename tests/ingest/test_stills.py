@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from ingest.caption import Captions
 from ingest.clip import Contract, Prep
 from ingest.decode import check_payload, payload_frames
 from ingest.keep import Keep
@@ -220,6 +221,11 @@ def test_captions_find_pictures(curate, tmp_path):
     path = saved(tmp_path / "red_fox.png", noise(40, 60, 3))
     said = curate(path, tmp_path / "out", prep=PICTURE_PREP).captions
     assert said.column("caption").to_pylist() == ["red fox"]
+    written = tmp_path / "captions.jsonl"
+    written.write_text('{"video": "red_fox.png", "caption": "A fox in snow."}\n')
+    captions = Captions(caption_file=written)
+    said = curate(path, tmp_path / "out", prep=PICTURE_PREP, captions=captions).captions
+    assert said.column("caption").to_pylist() == ["A fox in snow."]
 
 
 def test_stills_of_a_real_video(shared_videos, curate, tmp_path):

@@ -9,6 +9,7 @@ from ingest import sync as sync_module
 from ingest.clip import Contract, Prep
 from ingest.files import StorageError
 from ingest.objects import Root
+from ingest.purge import purge
 from ingest.refs import Place, Tag, write_tag
 from ingest.schema import ANNOTATIONS, latents_schema
 from ingest.shards import CorruptPayload, read_payload, write_shard
@@ -217,6 +218,53 @@ def test_somebody_who_writes_meanwhile_is_noticed(source, tmp_path, monkeypatch)
     monkeypatch.setattr(sync_module, "_align", meddle)
     with pytest.raises(SyncMismatch, match="run it again"):
         sync(source, tmp_path / "copy")
+
+
+def payload_of(dataset, row):
+    place = row["shard"], row["offset"], row["length"], row["crc32"]
+    return bytes(read_payload(dataset.root, *place))
+
+
+@pytest.mark.parametrize("place", ["folder", "store"])
+def test_what_is_taken_down_goes_everywhere(place, source, tmp_path, request, monkeypatch):
+    target = Root.of(tmp_path / "copy" if place == "folder" else request.getfixturevalue("bucket"))
+    sync(source, target)
+    Dataset.open(target).freeze_view()
+    first, *_, last = source.kept_clips().to_pylist()
+    gone = [row for row in source.kept_clips().to_pylist()
+            if row["source_sha256"] == first["source_sha256"] or row == last]  # fmt: skip
+    payloads = [payload_of(source, row)[:200] for row in gone]
+
+    def holding(root):
+        """Files with bytes of what is taken down; a clip's id does not count, it names its fate."""
+        read = {entry.name: root.read(entry.name) for entry in root.names()}
+        return [name for name, data in read.items() if any(one in data for one in payloads)]
+
+    assert holding(target)
+    purge(source, sources=[first["source_sha256"]], clips=[last["clip_id"]], reason="asked to")
+    source = Dataset.open(source.root)
+    assert not holding(source.root)
+
+    def dies(_dataset):
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sync_module, "complete", dies)
+        with pytest.raises(InterruptedError):
+            sync(source, target)
+    assert holding(target)
+    done = sync(source, target)
+    assert done.left == ()
+    assert not holding(target)
+    copy = Dataset.open(target)
+    assert alike(source, copy)
+    assert copy.purged() >= {first["source_sha256"], last["clip_id"]}
+    operations = len(copy.history())
+    assert sync(source, target).tables == ()
+    assert len(Dataset.open(target).history()) == operations
+    fresh = sync(source, tmp_path / "fresh")
+    assert fresh.digest == copy.digest()
+    assert Dataset.open(tmp_path / "fresh").purged() == source.purged()
 
 
 SYNC = """
