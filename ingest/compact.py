@@ -108,12 +108,17 @@ def plan(dataset: Dataset, target_bytes: int) -> list[pa.Table]:
             f"shard {dataset.root.join(shard)}, clip {live.column('clip_id')[at]}: the file is "
             "gone; restore it, or a version that does not name it"
         )
+    big = [shard for shard in counts if sizes[shard] >= target_bytes / 2]
     with ThreadPoolExecutor(THREADS) as pool:
-        held = pool.map(lambda shard: facts(dataset.root, shard, ["clip_id"]).num_rows, counts)
-        whole = {s: n == counts[s] for s, n in zip(counts, held, strict=True)}
-    chosen = [s for s in counts if not whole[s] or sizes[s] < target_bytes / 2]
-    rows = live.filter(pa.array(among(live.column("old_shard"), chosen))).sort_by(ORDER)
-    return [g for g in _cut(rows, target_bytes) if not _settled(g, counts, whole)]
+        held = list(pool.map(lambda shard: _count(dataset.root, shard), big))
+    whole = {shard for shard, count in zip(big, held, strict=True) if count == counts[shard]}
+    chosen = among(live.column("old_shard"), counts.keys() - whole)
+    groups = _cut(live.filter(pa.array(chosen)).sort_by(ORDER), target_bytes)
+    return [group for group in groups if not _settled(dataset.root, group)]
+
+
+def _count(root: Root, shard: str) -> int:
+    return facts(root, shard, ["clip_id"]).num_rows
 
 
 def _cut(rows: pa.Table, target_bytes: int) -> list[pa.Table]:
@@ -132,10 +137,10 @@ def _cut(rows: pa.Table, target_bytes: int) -> list[pa.Table]:
     return groups
 
 
-def _settled(group: pa.Table, counts: dict[str, int], whole: dict[str, bool]) -> bool:
+def _settled(root: Root, group: pa.Table) -> bool:
     """Whether a group is exactly what one shard holds already."""
     shards = group.column("old_shard").unique().to_pylist()
-    return len(shards) == 1 and whole[shards[0]] and group.num_rows == counts[shards[0]]
+    return len(shards) == 1 and _count(root, shards[0]) == group.num_rows
 
 
 def rewrite(root: Root, group: pa.Table) -> pa.Table:

@@ -171,4 +171,6 @@ def _fitting(hint: object, value: Any) -> Any:
         return _without_unknown(inner, value)
     if typing.get_origin(hint) is tuple and isinstance(value, (str, int, float)):
         return [value]  # source=my_videos: one is a list of one
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # at=12: a number can be a name
     return value
