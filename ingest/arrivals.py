@@ -99,7 +99,7 @@ def _ours(place: Path, format: Format) -> Arrival:  # noqa: A002
     """Return a whole export of ours, every file as its last word says."""
     try:
         told = json.loads((place / exports.DONE).read_bytes())
-        prep = passport.prep_of(told["prep"], told["prep_digest"])
+        settings, prep_digest = dict(told["prep"]), str(told["prep_digest"])
         files = {str(file["name"]): str(file["sha256"]) for file in told["files"]}
         kind, version = str(told["format"]), told["kinoray.export"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -117,6 +117,7 @@ def _ours(place: Path, format: Format) -> Arrival:  # noqa: A002
         raise NotImportable(
             f"{place}: {wrong[0]} is missing, too much, or not as it was exported; export again"
         )
+    prep = passport.prep_of(settings, prep_digest)
     return Arrival(place=place, format=kind, parts=parts, digest=digest_of(told), prep=prep)
 
 

@@ -1,7 +1,7 @@
 """Whole columns at once: membership, ids as text, rows in place of others. No Python object a row."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Column = Any  # pa.ChunkedArray, whose stubs want to know of what
-IN_CHUNK = 2000
 HEX_ID = re.compile("[0-9a-f]{64}")
 
 
@@ -19,6 +18,20 @@ def among(column: Column, values: Any) -> np.ndarray:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     options = pc.SetLookupOptions(value_set=pa.array(given, kind))
     return flags(pc.call_function("is_in", [column.cast(kind)], options))
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """Return a table with ordinary text columns: engines may give views of text or dictionaries."""
+    text = {pa.string_view(): pa.utf8(), pa.large_utf8(): pa.utf8()}
+    fields = [
+        field.with_type(
+            field.type.value_type
+            if pa.types.is_dictionary(field.type)
+            else text.get(field.type, field.type)
+        )
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))
 
 
 def flags(column: Column) -> np.ndarray:
@@ -55,11 +68,3 @@ def in_place(table: pa.Table, name: str, at: np.ndarray, values: Column) -> pa.T
     taken = both.take(pa.array(order)).combine_chunks()
     new = taken.dictionary_encode().cast(field.type) if coded else taken
     return table.set_column(index, field, new)
-
-
-def conditions(column: str, values: Iterable[str]) -> Iterator[str]:
-    """Yield SQL conditions that together are met by every row whose column is one of `values`."""
-    listed = sorted(values)
-    for start in range(0, len(listed), IN_CHUNK):
-        quoted = ("'" + value.replace("'", "''") + "'" for value in listed[start:][:IN_CHUNK])
-        yield f"{column} IN ({', '.join(quoted)})"

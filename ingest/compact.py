@@ -165,19 +165,18 @@ def rewrite(root: Root, group: pa.Table) -> pa.Table:
         return packer.close()
 
 
-def commit(dataset: Dataset, moves: Sequence[pa.Table]) -> int:
-    """Let the dataset follow the moves of rewritten groups; return how many rows did.
+def commit(dataset: Dataset, moves: Sequence[pa.Table]) -> None:
+    """Let the dataset follow the moves of rewritten groups.
 
     A group with a clip that was taken down meanwhile is dropped, and its new shard removed.
     """
     purged = dataset.purged()
     fine = [one for one in moves if not among(one.column("clip_id"), purged).any()]
-    moved = commit_moves(dataset, pa.concat_tables([schema().empty_table(), *fine]))
+    commit_moves(dataset, pa.concat_tables([schema().empty_table(), *fine]))
     if len(fine) < len(moves):
         written = {name for one in moves for name in one.column("shard").unique().to_pylist()}
         for name in written - shards_in_use(dataset.root):
             dataset.root.delete(name)
-    return moved
 
 
 def follow(dataset: Dataset) -> int:

@@ -15,7 +15,7 @@ from ingest.repack import facts
 from ingest.select import Selection
 from ingest.store import Dataset
 from ingest.tables import Table
-from ingest.takedown import Taken, erased, hidden, tells
+from ingest.takedown import Taken, clips_left, erased, hidden, tells
 from ingest.views import freeze, open_view, views, write
 
 PLACE = ["shard", "clip_id", "crc32"]
@@ -76,7 +76,9 @@ def retag(root: Root, taken: Taken, moves: pa.Table) -> list[str]:
         for name, place in tag.tables.items():
             old = Table.open(root, place.path, place.version)
             rows = old.rows()
-            new = hidden(rows, taken) if name == refs.LEDGER else erased(rows, taken)
+            ledger = name == refs.LEDGER
+            left = clips_left(rows, taken) if ledger else {}
+            new = hidden(rows, taken, left) if ledger else erased(rows, taken)
             if name in NAMING:
                 new = relocated(new, moves, NAMING[name])
             if new is not rows:

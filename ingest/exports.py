@@ -159,14 +159,13 @@ def _exported(run: _Run, format: Format) -> Exported:  # noqa: A002
 
 
 def _told(run: _Run, format: Format, selection: Selection, files: list[Written]) -> bytes:  # noqa: A002
-    made_with = passport.made_with(run.dataset)
     told = {
         "kinoray.export": LAYOUT,
         "export": run.identity,
         "format": format,
         "passports": run.passports,
         "view": view_digest(run.table),
-        "prep": asdict(made_with),
+        "prep": passport.stored_prep(run.dataset),
         "prep_digest": run.dataset.prep_digest,
         "selection": selection.plain(),
         "clips": run.num_clips,

@@ -139,8 +139,8 @@ def import_clips(
     dataset, or `contract` (default: 80 frames at 16 fps) for a new one; `workers` processes check.
     `progress` hears how many units of how many are decided.
 
-    Raises arrivals.NotImportable, store.ContractMismatch, store.NotADataset, tables.NotOurs,
-    StorageError.
+    Raises arrivals.NotImportable, passport.OtherVersion, store.ContractMismatch, store.NotADataset,
+    tables.NotOurs, StorageError.
     """
     found = arrival(Path(place), format)
     dataset = _dataset(Root.of(root), found, contract)
@@ -151,11 +151,15 @@ def import_clips(
         kept=set(dataset.kept_clips().column("clip_id").to_pylist()),
         purged=dataset.purged(),
     )
-    with Vetting(made_with(dataset)) as vetting, ThreadPoolExecutor(max(1, workers)) as pool:
+    with Vetting(made_with(dataset)) as vetting:
         jobs = _jobs(found, dataset.prep_digest, vetting, intake.done)
-        for batch in _batches(jobs):
-            intake.take(pool.map(_Job.read, batch))
-            progress(len(intake.units), len(jobs))
+        pool = ThreadPoolExecutor(max(1, workers))
+        try:
+            for batch in _batches(jobs):
+                intake.take(pool.map(_Job.read, batch))
+                progress(len(intake.units), len(jobs))
+        finally:
+            pool.shutdown(cancel_futures=True)
     return _counted(intake, found)
 
 

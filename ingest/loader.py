@@ -5,6 +5,7 @@ depends on the views, the seed and the step alone: not on ranks, processes, thre
 The only torch in this folder. Letters: B batch, C channels, T frames, H height, W width.
 """
 
+import os
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -191,8 +192,8 @@ class TorchClips(IterableDataset[Batch]):
 
     A batch is whole already, hence `batch_size=None`. Worker i of n takes the steps i, i + n, ...,
     and the DataLoader takes turns, so the order is the stream's for any n. Checkpoint the `state`
-    of the last batch that was used, not what was fetched ahead. With an object store start workers
-    by `multiprocessing_context="spawn"`: its connections do not survive a fork.
+    of the last batch that was used, not what was fetched ahead. With an object store, start workers
+    with `multiprocessing_context="spawn"`: its connections do not survive a fork.
 
     Args:
         parts: as for ClipStream, like all but `steps`.
@@ -215,7 +216,8 @@ class TorchClips(IterableDataset[Batch]):
         work: Work | None = None,
         steps: int = 0,
     ) -> None:
-        self._parts, self._cursor, self._steps = parts, cursor, steps
+        self._parts = [parts] if isinstance(parts, Part) else list(parts)
+        self._cursor, self._steps, self._process = cursor, steps, os.getpid()
         self._settings: dict[str, Any] = {
             "read": read,
             "rank": rank,
@@ -223,7 +225,17 @@ class TorchClips(IterableDataset[Batch]):
             "work": work,
         }
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._process = os.getpid()  # it travelled, so this process was not forked off
+
     def __iter__(self) -> Iterator[Batch]:
+        remote = [part for part in self._parts if not Root.of(part.root).is_local]
+        if remote and os.getpid() != self._process:
+            raise ValueError(
+                f"{remote[0].root}: a forked worker would wait for ever for an object store; give "
+                'the DataLoader multiprocessing_context="spawn"'
+            )
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         count = len(range(worker, self._steps, workers)) if self._steps else None

@@ -4,14 +4,15 @@ A payload is known by its shard, its clip and its checksum; a move gives it anot
 """
 
 from collections.abc import Collection, Mapping
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ingest import refs, upkeep
+from ingest import refs
 from ingest.columns import among, hex_ids, in_place
 from ingest.objects import Root
+from ingest.rewrite import read_parquet, rewrite
 from ingest.shards import Location
 from ingest.store import Dataset
 from ingest.tables import Table
@@ -54,18 +55,21 @@ def relocated(table: pa.Table, moves: pa.Table, column: str) -> pa.Table:
     return table
 
 
-def commit_moves(dataset: Dataset, moves: pa.Table) -> int:
-    """Let the rows of the newest version follow the moves; return how many did.
+def commit_moves(dataset: Dataset, moves: pa.Table) -> None:
+    """Let the rows of the newest version follow the moves.
 
     Rows that lie elsewhere by now, or name nothing any more, stay as they are.
     """
-    moved = 0
+    old = moves.column("old_shard").unique()
     for name, column in NAMING.items():
         table = dataset.table(name)
         if table is not None and moves.num_rows:
-            on = {"shard": "old_shard", column: "clip_id", "crc32": "crc32"}
-            moved += upkeep.merge_update(table, moves, on=on, update=["shard", "offset"])
-    return moved
+            rewrite(
+                table,
+                partial(relocated, moves=moves, column=column),
+                reads=["shard"],
+                touches=lambda rows: bool(among(rows.column("shard"), old).any()),
+            )
 
 
 def shards_of(table: Table) -> set[str]:
@@ -110,8 +114,7 @@ def shards_in_files(root: Root, *, but: Collection[str] = ()) -> set[str]:
 
 def _named_in(root: Root, name: str) -> set[str]:
     try:
-        data = pa.BufferReader(root.read(name))
-        rows = pq.read_table(data, columns=["shard"], use_threads=False)
-    except (FileNotFoundError, pa.ArrowException):  # removed meanwhile, or never finished
+        rows = read_parquet(root, name, ["shard"])
+    except (FileNotFoundError, pa.ArrowInvalid):  # removed meanwhile, or never finished
         return set()
     return set(rows.column("shard").unique().drop_null().to_pylist())

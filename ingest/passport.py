@@ -39,6 +39,12 @@ SLICE_ROWS = 1024
 EXTENSIONS = {"h264_mp4": "mp4", "png": "png"}
 
 
+class OtherVersion(ValueError):
+    """Clips were prepared by another version of this program, which gave them other ids."""
+
+    exit_code = 2
+
+
 def schema() -> pa.Schema:
     """Return the columns of a passport; captions, labels and rights are JSON lists as text."""
     ledger = ledger_schema()
@@ -78,21 +84,25 @@ def extension(payload_kind: str) -> str:
     return EXTENSIONS.get(payload_kind, "bin")
 
 
-def made_with(dataset: Dataset) -> Prep:
-    """Return the preparation that a dataset was made with; raises ValueError when it cannot be had."""
+def stored_prep(dataset: Dataset) -> dict[str, Any]:
+    """Return the stored fields of the preparation that a dataset was made with."""
     ledger = dataset.table("ledger")
-    settings = json.loads(ledger.settings["kinoray.prep"]) if ledger else {}
-    return prep_of(settings, dataset.prep_digest)
+    return json.loads(ledger.settings["kinoray.prep"]) if ledger else {}
+
+
+def made_with(dataset: Dataset) -> Prep:
+    """Return the preparation that a dataset was made with; raises OtherVersion."""
+    return prep_of(stored_prep(dataset), dataset.prep_digest)
 
 
 def prep_of(settings: Mapping[str, Any], prep_digest: str) -> Prep:
-    """Return a preparation from its stored fields; raises ValueError unless its digest is that."""
+    """Return a preparation from its stored fields; raises OtherVersion unless its digest is that."""
     try:
         prep = Prep(**{**settings, "contract": Contract(**settings["contract"])})
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"a preparation of another version: {error}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise OtherVersion(f"a preparation of another version of Kinoray: {error}") from error
     if prep.digest() != prep_digest:
-        raise ValueError("a preparation of another version: its digest differs")
+        raise OtherVersion("a preparation of another version of Kinoray: its digest differs")
     return prep
 
 

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ingest import refs, upkeep
 from ingest.columns import among, hex_ids, raw_ids
+from ingest.files import TEMPORARY
 from ingest.objects import Entry, Root
 from ingest.repack import DATA, facts, is_shard
+from ingest.rewrite import read_parquet
 from ingest.scan import Probe, Scan
 from ingest.shards import CorruptPayload
 from ingest.tables import Table
@@ -70,7 +71,7 @@ def search(root: Root, taken: Taken, probes: Sequence[Probe]) -> list[str]:
         if among(open_view(root, digest)[0].column("clip_id"), raw).any():
             left.append(f"views/{digest}.arrow: was frozen meanwhile; run again")
     left += _in_tables(root, taken)
-    entries = list(root.names())
+    entries = [entry for entry in root.names() if entry.name not in found]
     for entry, name in Scan(probes).files(root, entries):
         left += _removed(root, entry, f"the bytes of clip {name} are in it")
     return sorted(set(left))
@@ -102,22 +103,20 @@ def _named_files(root: Root) -> set[str]:
 def _speaks(root: Root, entry: Entry, taken: Taken) -> bool:
     """Whether a file of a table says something of it; one that cannot be read may."""
     try:
-        data = pq.ParquetFile(pa.BufferReader(root.read(entry.name)))
-        known = [name for name in data.schema_arrow.names if name in _COLUMNS]
-        return tells(data.read(known, use_threads=False), taken)
+        return tells(read_parquet(root, entry.name, _COLUMNS), taken)
     except FileNotFoundError:
         return False
-    except pa.ArrowException:
+    except pa.ArrowInvalid:
         return True
 
 
 def _removed(root: Root, entry: Entry, why: str) -> Iterator[str]:
     """Remove what a writer left behind; yield a line for what is not ours to remove, or too young."""
-    ours = ".writing-" in entry.name or entry.name.startswith(
-        (refs.LEDGER, refs.ANNOTATED, refs.TAGS)
-    )
-    if not ours:
-        yield f"{entry.name}: {why}; take that clip down too, or remove the file by hand"
+    tables = (refs.LEDGER, refs.ANNOTATED, refs.TAGS)
+    if is_shard(entry.name):
+        yield f"{entry.name}: {why}, as another clip's; take that one down too"
+    elif TEMPORARY not in entry.name and not entry.name.startswith(tables):
+        yield f"{entry.name}: {why}; it is no file of a dataset, remove it by hand"
     elif _young(entry):
         yield f"{entry.name}: {why}; {AGAIN}"
     else:

@@ -1,9 +1,7 @@
 """Reading shards other than by location, and copying verified payloads into new ones."""
 
 import hashlib
-import io
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,11 +9,11 @@ import pyarrow as pa
 
 from ingest.moves import moves_table
 from ingest.objects import Root
+from ingest.ranged import open_stored
 from ingest.shards import CorruptPayload, ShardWriter
 
 T = TypeVar("T")
 DATA, SUFFIX, PAYLOAD = "data", ".arrow", "payload"
-BLOCK_BYTES, BLOCKS = 256 << 10, 64
 Fact = Mapping[str, Any]
 
 
@@ -31,7 +29,7 @@ def facts(root: Root, shard: str, names: Sequence[str] = ()) -> pa.Table:
     """
 
     def read() -> pa.Table:
-        with _reading(root, shard) as source:
+        with open_stored(root, shard) as source:
             known = pa.ipc.open_file(source).schema.names
             wanted = [i for i, n in enumerate(known) if n != PAYLOAD and n in (names or known)]
             options = pa.ipc.IpcReadOptions(included_fields=wanted, use_threads=False)
@@ -46,7 +44,7 @@ def metadata(root: Root, shard: str) -> dict[str, str]:
     """Return what a shard says of its making; raises CorruptPayload, FileNotFoundError."""
 
     def read() -> dict[bytes, bytes]:
-        with _reading(root, shard) as source:
+        with open_stored(root, shard) as source:
             return pa.ipc.open_file(source).schema.metadata or {}
 
     return {key.decode(): value.decode() for key, value in _readable(root, shard, read).items()}
@@ -57,7 +55,7 @@ def contents(root: Root, shard: str) -> Iterator[tuple[Fact, bytes]]:
 
     Raises CorruptPayload, FileNotFoundError.
     """
-    source = _readable(root, shard, lambda: _reading(root, shard))
+    source = _readable(root, shard, lambda: open_stored(root, shard))
     with source:
         reader = _readable(root, shard, lambda: pa.ipc.open_file(source))
 
@@ -131,50 +129,3 @@ def _readable(root: Root, shard: str, read: Callable[[], T]) -> T:
         raise CorruptPayload(
             f"shard {root.join(shard)}, every clip: cannot be read as Arrow; restore the file"
         ) from error
-
-
-def _reading(root: Root, shard: str) -> pa.NativeFile:
-    if root.is_local:
-        return pa.memory_map(root.join(shard))
-    return pa.PythonFile(_Ranged(root, shard), "r")
-
-
-class _Ranged(io.RawIOBase):
-    """A stored object as a file that is fetched in blocks: Arrow asks for many small ranges."""
-
-    def __init__(self, root: Root, name: str) -> None:
-        self._root, self._name, self._bytes = root, name, root.size(name)
-        self._at = 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._bytes}[whence]
-        self._at = start + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._bytes if size < 0 else min(self._bytes, self._at + size)
-        start, self._at = self._at, max(self._at, end)
-        if end - start > BLOCK_BYTES:
-            return self._root.read_range(self._name, start, end - start)
-        numbers = range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
-        first = numbers.start * BLOCK_BYTES
-        return b"".join(self._block(n) for n in numbers)[start - first : end - first]
-
-    def _block(self, number: int) -> bytes:
-        if number not in self._blocks:
-            start = number * BLOCK_BYTES
-            length = min(BLOCK_BYTES, self._bytes - start)
-            self._blocks[number] = self._root.read_range(self._name, start, length)
-            while len(self._blocks) > BLOCKS:
-                self._blocks.popitem(last=False)
-        return self._blocks[number]

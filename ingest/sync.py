@@ -77,7 +77,7 @@ def sync(
     annotations that the source lacks. `progress` hears how many shards of how many are there.
 
     Raises WouldLose, SyncMismatch, CorruptPayload naming a damaged shard of the source,
-    store.ContractMismatch, store.NotADataset, StorageError.
+    passport.OtherVersion, store.ContractMismatch, store.NotADataset, StorageError.
     """
     target = Root.of(destination)
     if target == source.root:

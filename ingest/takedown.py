@@ -1,14 +1,14 @@
 """What taking down means for rows: whose they are, what stays of a ledger row, which rows go."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from ingest import refs, upkeep
-from ingest.columns import among, conditions, in_place
-from ingest.schema import conformed, ledger_schema
+from ingest.columns import among, in_place
+from ingest.rewrite import rewrite
 from ingest.store import Dataset
 from ingest.tables import Table
 
@@ -55,7 +55,7 @@ class Taken:
 
 
 def hide(ledger: Table, taken: Taken) -> int:
-    """Give the rows of what is taken down their last fate; return how many rows changed.
+    """Give the rows of what is taken down their last fate; return how many files changed.
 
     Clips and sources become `rejected` by the rule `purged`, and say nothing else any more; other
     sources count the clips that they have left. Whoever commits meanwhile loses nothing.
@@ -63,85 +63,86 @@ def hide(ledger: Table, taken: Taken) -> int:
     count = 0
     for _ in range(PASSES):  # rows may come, and other takedowns may count, at the same time
         ledger.refresh()
-        narrow = ledger.rows([*KEY, "source_sha256"])
-        units = narrow.filter(pa.array(taken.hits(narrow))).column("unit_id").unique().to_pylist()
-        rows = [
-            upkeep.query({refs.LEDGER: ledger}, f"SELECT * FROM ledger WHERE {condition}")
-            for condition in conditions("unit_id", units)
-        ]
-        whole = [conformed(one, ledger_schema()) for one in rows]
-        changed, _at = changes(pa.concat_tables([ledger_schema().empty_table(), *whole]), taken)
-        if not changed.num_rows:
+        left = clips_left(ledger.rows([*KEY, "fate", "source_sha256"]), taken)
+        changed = rewrite(
+            ledger,
+            partial(hidden, taken=taken, left=left),
+            reads=[*KEY, "fate", "rule", "source_sha256", "num_kept", *TELLS],
+            touches=partial(_must_change, taken=taken, left=left),
+        )
+        if not changed:
             break
-        update = [name for name in ledger.schema().names if name not in KEY]
-        on = {name: name for name in KEY}
-        count += upkeep.merge_update(ledger, changed, on=on, update=update)
+        count += changed
     return count
 
 
-def changes(ledger: pa.Table, taken: Taken) -> tuple[pa.Table, np.ndarray]:
-    """Return the rows that must change, changed, and which they are; whole units are needed."""
-    hit = taken.hits(ledger)
+def clips_left(ledger: pa.Table, taken: Taken) -> dict[str, int]:
+    """Return how many clips are left to the units that lose some; all their rows are needed."""
+    hit, kept = taken.hits(ledger), among(ledger.column("fate"), ["kept"])
     clip = among(ledger.column("kind"), ["clip"])
+    units = ledger.column("unit_id")
+    lose = units.filter(pa.array(hit & clip)).unique().to_pylist()
+    mine = among(units, lose)
+    counted = units.filter(pa.array(mine & clip & kept & ~hit)).value_counts().to_pylist()
+    return dict.fromkeys(lose, 0) | {row["values"]: row["counts"] for row in counted}
+
+
+def hidden(ledger: pa.Table, taken: Taken, left: Mapping[str, int]) -> pa.Table:
+    """Return rows of a ledger as they are after the takedown, the very table where none changes."""
+    hit, wanted, changes = _decided(ledger, taken, left)
+    if not changes.any():
+        return ledger
+    at = np.flatnonzero(hit & changes)
+    for field in ledger.schema:
+        if field.name not in STAYS:
+            ledger = in_place(ledger, field.name, at, _all(None, field.type, len(at)))
     kept = among(ledger.column("fate"), ["kept"])
+    emptied = np.flatnonzero(changes & ~hit & kept & (wanted == 0))
+    for where, rule in ((at, RULE), (emptied, EMPTY_RULE)):
+        ledger = in_place(ledger, "fate", where, _all("rejected", pa.utf8(), len(where)))
+        ledger = in_place(ledger, "rule", where, _all(rule, pa.utf8(), len(where)))
+    counted = np.flatnonzero(changes & (wanted >= 0))
+    return in_place(ledger, "num_kept", counted, pa.chunked_array([pa.array(wanted[counted])]))
+
+
+def _must_change(ledger: pa.Table, taken: Taken, left: Mapping[str, int]) -> bool:
+    return bool(_decided(ledger, taken, left)[2].any())
+
+
+def _decided(
+    ledger: pa.Table, taken: Taken, left: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which rows are taken down, how many clips sources have left, and which rows change.
+
+    The number is -1 for clips, and for sources that nothing happens to.
+    """
+    hit, source = taken.hits(ledger), among(ledger.column("kind"), ["source"])
+    lose = np.flatnonzero(source & among(ledger.column("unit_id"), left) & ~hit)
+    units = ledger.column("unit_id").take(pa.array(lose)).to_pylist()
+    wanted = np.where(source & hit, 0, -1)
+    wanted[lose] = [left[unit] for unit in units]
+    ruled = among(ledger.column("rule"), [RULE]) & among(ledger.column("fate"), ["rejected"])
+    miscounted = (wanted >= 0) & (wanted != ledger.column("num_kept").fill_null(-1).to_numpy())
+    return hit, wanted, (hit & (_told(ledger) | ~ruled)) | miscounted
+
+
+def _told(ledger: pa.Table) -> np.ndarray:
+    """Return which rows say more than may be said of what was taken down."""
     told = np.zeros(ledger.num_rows, bool)
     for name in TELLS:
-        told |= ledger.column(name).is_valid().to_numpy()
-    ruled = among(ledger.column("rule"), [RULE]) & among(ledger.column("fate"), ["rejected"])
-    counts = _counts(ledger, clip & hit, clip & kept & ~hit)
-    wanted = np.where(hit & ~clip, 0, counts)
-    now = ledger.column("num_kept").fill_null(-1).to_numpy()
-    miscounted = ~clip & (wanted >= 0) & (wanted != now)
-    at = np.flatnonzero((hit & (told | ~ruled)) | miscounted)
-    return _changed(ledger.take(pa.array(at)), hit[at], wanted[at]), at
-
-
-def _counts(ledger: pa.Table, hit: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Return for each row how many clips its unit has left; -1 for units that nothing happens to."""
-    units = ledger.column("unit_id").combine_chunks().dictionary_encode()
-    codes = units.indices.to_numpy(zero_copy_only=False)
-    counts = np.bincount(codes[left], minlength=len(units.dictionary))
-    touched = np.bincount(codes[hit], minlength=len(units.dictionary)) > 0
-    return np.where(touched, counts, -1)[codes] if len(codes) else np.empty(0, np.int64)
-
-
-def _changed(rows: pa.Table, hit: np.ndarray, wanted: np.ndarray) -> pa.Table:
-    clip = among(rows.column("kind"), ["clip"])
-    at = np.flatnonzero(hit)
-    for field in rows.schema:
-        if field.name not in STAYS:
-            rows = in_place(rows, field.name, at, _all(None, field.type, len(at)))
-    emptied = np.flatnonzero(~hit & among(rows.column("fate"), ["kept"]) & (wanted == 0))
-    for where, rule in ((at, RULE), (emptied, EMPTY_RULE)):
-        rows = in_place(rows, "fate", where, _all("rejected", pa.utf8(), len(where)))
-        rows = in_place(rows, "rule", where, _all(rule, pa.utf8(), len(where)))
-    sources = np.flatnonzero(~clip)
-    return in_place(rows, "num_kept", sources, pa.chunked_array([pa.array(wanted[sources])]))
+        told |= ledger.column(name).is_valid().to_numpy().astype(bool)
+    return told
 
 
 def _all(value: str | None, kind: pa.DataType, count: int) -> pa.ChunkedArray:
     return pa.chunked_array([pa.repeat(pa.scalar(value, kind), count)], kind)
 
 
-def hidden(ledger: pa.Table, taken: Taken) -> pa.Table:
-    """Return all rows of a ledger as they are after the takedown."""
-    changed, at = changes(ledger, taken)
-    if not len(at):
-        return ledger
-    order = np.arange(ledger.num_rows)
-    order[at] = ledger.num_rows + np.arange(len(at))
-    return pa.concat_tables([ledger, changed]).take(pa.array(order))
-
-
 def erase(annotation: Table, taken: Taken) -> int:
-    """Delete an annotation's rows of what is taken down; return how many."""
-    annotation.refresh()
-    count = 0
-    for column, names in _columns(annotation.schema().names, taken):
-        there = annotation.rows([column]).column(column)
-        found = there.filter(pa.array(among(there, names))).unique().to_pylist()
-        count += sum(upkeep.delete_rows(annotation, one) for one in conditions(column, found))
-    return count
+    """Delete an annotation's rows of what is taken down; return how many files changed."""
+    reads = [column for column, _ in _columns(annotation.schema().names, taken)]
+    touches = partial(tells, taken=taken)
+    return rewrite(annotation, partial(erased, taken=taken), reads=reads, touches=touches)
 
 
 def erased(rows: pa.Table, taken: Taken) -> pa.Table:
@@ -156,10 +157,7 @@ def tells(rows: pa.Table, taken: Taken) -> bool:
     """Whether rows of a ledger or an annotation, or some of their columns, say what they must not."""
     if "unit_id" not in rows.schema.names:
         return erased(rows, taken).num_rows < rows.num_rows
-    told = np.zeros(rows.num_rows, bool)
-    for name in TELLS:
-        told |= rows.column(name).is_valid().to_numpy()
-    return bool((told & taken.hits(rows)).any())
+    return bool((_told(rows) & taken.hits(rows)).any())
 
 
 def _columns(names: Iterable[str], taken: Taken) -> list[tuple[str, frozenset[str]]]:

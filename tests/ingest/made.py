@@ -33,12 +33,10 @@ def digest(text: str) -> str:
 def made(root, *, sources=4, clips=3, size=2000, shards=1, first=0) -> Dataset:
     """A dataset of kept clips only, with captions; its content depends on the numbers alone."""
     dataset = Dataset.create(root, PREP.contract, PREP)
-    numbers = list(range(first, first + sources))
+    numbers, rows, captions = list(range(first, first + sources)), [], []
     for shard in range(shards):
-        rows, captions = [], []
-        for number in numbers[shard::shards]:
-            rows += source_rows(number, clips)
-        kept = [row for row in rows if row["kind"] == "clip"]
+        mine = [row for number in numbers[shard::shards] for row in source_rows(number, clips)]
+        kept = [row for row in mine if row["kind"] == "clip"]
         with ShardWriter(dataset.root) as writer:
             for row in kept:
                 payload = random.Random(row["id"]).randbytes(size)
@@ -50,9 +48,10 @@ def made(root, *, sources=4, clips=3, size=2000, shards=1, first=0) -> Dataset:
                 captions.append(said(row) | {"caption": f"größe {row['id'][:4]}", "rank": 0})
             for row, place in zip(kept, writer.close(), strict=True):
                 row |= {name: getattr(place, name) for name in place.__slots__}
-        table = pa.Table.from_pylist(captions, schema=captions_schema())
-        batch = dataset.next_batch("made")
-        dataset.commit(to_table(rows), table, app_id="made", batch=batch)
+        rows += mine
+    table = pa.Table.from_pylist(captions, schema=captions_schema())
+    batch = dataset.next_batch("made")
+    dataset.commit(to_table(rows), table, app_id="made", batch=batch)
     return dataset
 
 

@@ -205,13 +205,16 @@ def test_the_library_of_that_name_reads_the_tars(dataset, tmp_path):
 
 
 EXPORT = """
-import sys
+import sys, time
 from pathlib import Path
 from ingest import exports
 from ingest.store import Dataset
 exports.LANCE_BATCH_BYTES = 10_000
 out = Path(sys.argv[2])
-exports.export(Dataset.open(sys.argv[1]), out, format=sys.argv[3], shard_bytes=30_000)
+exports.export(
+    Dataset.open(sys.argv[1]), out, format=sys.argv[3], shard_bytes=30_000,
+    progress=lambda *_: time.sleep(0.01),
+)
 """
 KILLS = {
     "webdataset": ("*.tar", (1, 4)),

@@ -129,6 +129,18 @@ def test_a_data_loader_of_spawned_workers_on_two_ranks(mixed, alone):
     assert [a + b for a, b in zip(*ranks, strict=True)] == alone[:2]
 
 
+def test_a_store_is_read_like_a_folder(bucket, tmp_path):
+    here, there = make(tmp_path, clips=5), make(bucket, clips=5)
+    cursor = cursor_of(here.view.digest)
+    local = gathered(part_of(here), cursor, 1, steps=2)
+    assert gathered(part_of(there), cursor, 1, steps=2) == local
+    assert gathered(part_of(there), cursor, 2, steps=2, decode_workers=1) == local
+    clips = TorchClips(part_of(there), cursor=cursor, read=RANDOM, steps=2)
+    assert [said(batch) for batch in DataLoader(clips, batch_size=None)] == local
+    with pytest.raises(ValueError, match='multiprocessing_context="spawn"'):
+        next(iter(DataLoader(clips, batch_size=None, num_workers=1, timeout=60)))
+
+
 def test_resume_is_exact_at_every_step_and_into_any_world(mixed, alone):
     parts, digest = mixed
     for done in range(STEPS):

@@ -28,6 +28,7 @@ from tests.ingest.made_shards import (
 
 STEPS = [
     ("ingest.purge", "hide", "before"),
+    ("ingest.rewrite", "_commit", "before"),
     ("ingest.purge", "hide", "after"),
     ("ingest.purge", "erase_annotations", "after"),
     ("ingest.purge", "strip", "after"),
@@ -43,6 +44,7 @@ STEPS = [
     ("ingest.purge", "search", "after"),
 ]
 SOURCE, CLIP = name_of("b"), name_of("c/1")
+ASKED = {"sources": [SOURCE], "clips": [CLIP], "reason": "asked by the owner"}
 GONE = ["b/0", "b/1", "b/2", "c/1"]
 
 
@@ -109,7 +111,7 @@ def test_after_it_nothing_of_them_is_anywhere(place):
     dataset, every, only_a = full(place)
     clips = dataset.kept_clips().num_rows
     kept = {k: v for k, v in contents(dataset).items() if k[1] not in set(map(name_of, GONE))}
-    done = purge(dataset, sources=[SOURCE], clips=[CLIP], reason="asked by the owner")
+    done = purge(dataset, **ASKED)
     assert (done.clean, done.left) == (True, ())
     assert done.sources == (SOURCE,)
     assert set(done.clips) == {CLIP, *(name_of(f"b/{n}") for n in (0, 1, 2, "bad0"))}
@@ -130,7 +132,7 @@ def test_after_it_nothing_of_them_is_anywhere(place):
     log = [row for row in after.history() if row["operation"] == "purge"]
     assert log[0]["detail"]["reason"] == log[-1]["detail"]["reason"] == "asked by the owner"
     assert log[-1]["detail"]["views"] == dict(done.views)
-    again = purge(after, sources=[SOURCE], clips=[CLIP], reason="asked by the owner")
+    again = purge(after, **ASKED)
     assert (again.clean, again.shards, again.views) == (True, (), done.views)
     restore(after, "one")
     assert after.digest() == read_tag(after.root, "one").digest
@@ -163,26 +165,43 @@ def test_a_view_of_which_nothing_is_left_goes(tmp_path):
 def test_a_dry_run_says_what_it_would_touch_and_touches_nothing(tmp_path):
     dataset, every, _only_a = full(tmp_path)
     before = {e.name: e.modified_s for e in dataset.root.names()}
-    done = purge(dataset, sources=[SOURCE], clips=[CLIP], reason="asked", dry_run=True)
+    done = purge(dataset, **ASKED, dry_run=True)
     assert {e.name: e.modified_s for e in dataset.root.names()} == before
-    real = purge(dataset, sources=[SOURCE], clips=[CLIP], reason="asked")
+    real = purge(dataset, **ASKED)
     assert (done.sources, done.clips, done.shards) == (real.sources, real.clips, real.shards)
     assert (set(done.views), done.tags) == ({every}, real.tags)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: " ".join(step[1:]))
 def test_killed_at_a_step_and_run_again(tmp_path, step):
     _dataset, every, only_a = full(tmp_path)
-    settings = {"sources": [SOURCE], "clips": [CLIP], "reason": "asked"}
-    assert dies("tests.ingest.test_purge:open_and_purge", str(tmp_path), at=step, **settings)
-    dead = Dataset.open(tmp_path)
-    assert dead.purged() >= {SOURCE, CLIP}
-    assert dead.balance().ok
+    dead = _die(tmp_path, step)
     assert verify(dead, how="sha256").ok
-    done = purge(dead, **settings)
+    done = purge(dead, **ASKED)
     assert done.clean
     assert set(views(dead.root)) == {only_a, done.views[every]}
     check(tmp_path)
+
+
+def test_killed_at_one_step_after_the_other(tmp_path):
+    _dataset, every, only_a = full(tmp_path)
+    for step in (STEPS[2], STEPS[4], STEPS[8], STEPS[11], STEPS[12]):
+        _die(tmp_path, step)
+    dead = Dataset.open(tmp_path)
+    assert verify(dead).ok
+    done = purge(dead, **ASKED)
+    assert done.clean
+    assert set(views(dead.root)) == {only_a, done.views[every]}
+    check(tmp_path)
+
+
+def _die(place, step):
+    assert dies("tests.ingest.test_purge:open_and_purge", str(place), at=step, **ASKED)
+    dead = Dataset.open(place)
+    assert dead.purged() >= {SOURCE, CLIP}
+    assert dead.balance().ok
+    return dead
 
 
 def open_and_purge(place, **settings):
@@ -208,8 +227,7 @@ def test_who_commits_meanwhile_loses_nothing(tmp_path):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for clip in ("a/0", "c/0", "d/0"):
-            assert purge(dataset, clips=[name_of(clip)], reason="asked").clean
+        assert purge(dataset, clips=[name_of("a/0"), name_of("d/1")], reason="asked").clean
     finally:
         stop.set()
         writer.join()
@@ -217,7 +235,7 @@ def test_who_commits_meanwhile_loses_nothing(tmp_path):
     after = Dataset.open(tmp_path)
     ids = set(after.kept_clips().column("clip_id").to_pylist())
     assert {name_of(f"{name}/0") for name in made_units} <= ids
-    assert len(ids) == 12 + len(made_units)
+    assert len(ids) == 13 + len(made_units)
     assert after.balance().ok
     assert verify(after).ok
 
@@ -233,7 +251,7 @@ def test_what_writers_left_behind_goes_when_it_is_old(tmp_path):
     pq.write_table(said, parquet)
     mixed = tmp_path / "copy.bin"
     mixed.write_bytes(b"y" * 33 + payload_of("c/1") + b"z")
-    done = purge(dataset, sources=[SOURCE], clips=[CLIP], reason="asked")
+    done = purge(dataset, **ASKED)
     assert not (tmp_path / orphan).exists()
     assert len(done.left) == 3
     assert f"copy.bin: the bytes of clip {CLIP} are in it" in "".join(done.left)
@@ -242,7 +260,7 @@ def test_what_writers_left_behind_goes_when_it_is_old(tmp_path):
     os.utime(dead, (old, old))
     os.utime(parquet, (old, old))
     mixed.unlink()
-    again = purge(dataset, sources=[SOURCE], clips=[CLIP], reason="asked")
+    again = purge(dataset, **ASKED)
     assert again.clean
     # Without a payload to look for, what is left of one in a dead writer's file is not known.
     assert not parquet.exists()
@@ -258,6 +276,7 @@ def test_the_same_bytes_under_another_name_are_found(tmp_path):
     done = purge(dataset, clips=[name_of("b/2")], reason="asked")
     assert len(done.left) == 2
     assert said.num_rows == 3
+    assert "holds 1 clips of this and 2 others" in done.left[0]
     assert any("runs/sheet.html: the bytes of clip" in line for line in done.left)
 
 

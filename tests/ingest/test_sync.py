@@ -65,15 +65,10 @@ def source(tmp_path):
     return dataset
 
 
-@pytest.mark.parametrize("way", ["folder", "to the store", "from the store"])
-def test_the_second_place_says_and_holds_the_same(way, source, tmp_path, request):
-    if way == "from the store":
-        sync(source, request.getfixturevalue("bucket"))
-        source = Dataset.open(request.getfixturevalue("bucket"))
-    target = request.getfixturevalue("bucket") if way == "to the store" else tmp_path / "copy"
+def test_the_second_place_says_and_holds_the_same(source, tmp_path):
     heard = []
-    done = sync(source, target, progress=lambda *found: heard.append(found))
-    copy = Dataset.open(target)
+    done = sync(source, tmp_path / "copy", progress=lambda *found: heard.append(found))
+    copy = Dataset.open(tmp_path / "copy")
     assert alike(source, copy)
     assert (copy.contract, copy.prep_digest) == (source.contract, source.prep_digest)
     assert (done.copied, done.skipped, done.digest) == (3, 0, source.digest())
@@ -81,13 +76,22 @@ def test_the_second_place_says_and_holds_the_same(way, source, tmp_path, request
     assert set(done.tables) == {"captions", "labels", "latents", "rights", "ledger"}
     assert heard[-1] == (3, 3)
     versions = copy.versions()
-    again = sync(source, target)
+    again = sync(source, tmp_path / "copy")
     assert (again.copied, again.skipped, again.tables) == (0, 3, ())
-    assert Dataset.open(target).versions() == versions
+    assert Dataset.open(tmp_path / "copy").versions() == versions
     for place, other in ((copy, "from"), (source, "to")):
         logged = [row["detail"] for row in place.history() if other in row["detail"]]
         assert [row["copied"] for row in logged] == [3]
     assert not list(copy.root.names("views"))
+
+
+def test_to_a_store_and_back(source, bucket, tmp_path):
+    assert sync(source, bucket).copied == 3
+    remote = Dataset.open(bucket)
+    assert alike(source, remote)
+    assert sync(source, bucket).skipped == 3
+    assert sync(remote, tmp_path / "back").copied == 3
+    assert alike(source, Dataset.open(tmp_path / "back"))
 
 
 def test_what_changes_at_the_source_follows(source, tmp_path):
@@ -225,9 +229,8 @@ def payload_of(dataset, row):
     return bytes(read_payload(dataset.root, *place))
 
 
-@pytest.mark.parametrize("place", ["folder", "store"])
-def test_what_is_taken_down_goes_everywhere(place, source, tmp_path, request, monkeypatch):
-    target = Root.of(tmp_path / "copy" if place == "folder" else request.getfixturevalue("bucket"))
+def test_what_is_taken_down_goes_everywhere(source, tmp_path, monkeypatch):
+    target = Root.of(tmp_path / "copy")
     sync(source, target)
     Dataset.open(target).freeze_view()
     first, *_, last = source.kept_clips().to_pylist()
@@ -269,25 +272,27 @@ def test_what_is_taken_down_goes_everywhere(place, source, tmp_path, request, mo
 
 SYNC = """
 import sys
+from ingest import sync
 from ingest.store import Dataset
-from ingest.sync import sync
-sync(Dataset.open(sys.argv[1]), sys.argv[2], workers=2)
+sync.PIECE_BYTES = int(sys.argv[3])  # small ones take their time
+sync.sync(Dataset.open(sys.argv[1]), sys.argv[2], workers=2)
 """
 
 
-@pytest.mark.parametrize("place", ["folder", "store"])
-def test_a_killed_sync_goes_on_where_it_was(place, tmp_path, request):
-    source = made(tmp_path / "source", sources=40, clips=1, size=100_000, shards=40)
+@pytest.mark.parametrize(("place", "shards"), [("folder", 60), ("store", 16)])
+def test_a_killed_sync_goes_on_where_it_was(place, shards, tmp_path, request):
+    source = made(tmp_path / "source", sources=shards, clips=1, size=100_000, shards=shards)
     target = Root.of(tmp_path / "copy" if place == "folder" else request.getfixturevalue("bucket"))
 
     def arrived():
         return sum(".writing-" not in entry.name for entry in target.names("data"))
 
+    piece = 512 if place == "folder" else 20_000
     for wanted in (3, 12) if place == "folder" else (3,):
-        assert run(SYNC, source.root, target, kill_when=lambda n=wanted: arrived() >= n)
+        assert run(SYNC, source.root, target, piece, kill_when=lambda n=wanted: arrived() >= n)
         assert Dataset.open(target).ledger().num_rows == 0
     there = arrived()
-    assert 0 < there < 40
+    assert 0 < there < shards
     done = sync(source, target)
-    assert (done.copied, done.skipped) == (40 - there, there)
+    assert (done.copied, done.skipped) == (shards - there, there)
     assert alike(source, Dataset.open(target))
