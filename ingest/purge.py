@@ -122,8 +122,8 @@ def _enforce(dataset: Dataset, taken: Taken, probes: list[Probe]) -> tuple[Taken
         told = {"sources": [], "clips": sorted(inside), "reason": "", "views": new, "tags": tags}
         dataset.log_operation(OPERATION, told)
     remove_views(root, new)
-    forget(root)
     left += remove_shards(root, gone)
+    forget(root)  # last: what old versions name is known not to be somebody's who is still writing
     shards = tuple(sorted(gone))
     return taken, Purged(
         sources=(), clips=(), shards=shards, views=new, tags=tuple(tags), left=tuple(left)

@@ -153,15 +153,20 @@ def delete(place: str, keys: Sequence[str], *, dry_run: bool, as_json: bool) -> 
     )
     code = DONE if told.purged.clean else FAILED
     if as_json:
-        _end({**plain(told.purged), "saw": plain(told.saw)}, as_json=True, code=code)
+        _end(
+            {**plain(told.purged), "saw": plain(told.saw), "copies": told.copies},
+            as_json=True,
+            code=code,
+        )
     for kind in ("sources", "clips", "shards", "tags", "left"):
         _lines(getattr(told.purged, kind), kind)
     _lines(
         [f"{d.verb} run {d.run_id} {d.name} made {d.made[:12] or '-'}" for d in told.saw], "saw it"
     )
+    _lines(told.copies, "copies")
     if told.purged.clean and not dry_run:
         render.say(
-            "kinoray: nothing of them is left below the dataset; what saw it, is listed above"
+            "kinoray: nothing of them is left below the dataset; what saw it and copies of it are listed above"
         )
     sys.exit(code)
 
@@ -179,6 +184,11 @@ def export(place: str, out: Path, keys: Sequence[str], *, as_json: bool) -> None
         shard_bytes=asked.shard_bytes,
         progress=_progress("export", "clips"),
     )
+    try:
+        # So that a takedown can name the copies; a dataset that may only be read keeps no log.
+        _open(place).log_operation("export", {"out": str(out.resolve()), "view": done.view})
+    except OSError as error:
+        render.say(f"kinoray: the export is whole, but the dataset could not note it: {error}")
     _result(done, as_json=as_json)
 
 
@@ -228,7 +238,9 @@ def sync(place: str, destination: str, keys: Sequence[str], *, as_json: bool) ->
 
     asked = _keys(dataset_keys.At, keys, "sync")
     done = syncing.sync(_open(place, asked.at), destination, progress=_progress("sync", "shards"))
-    _result(done, as_json=as_json)
+    if done.left:
+        _lines(done.left, "left there")
+    _result(done, as_json=as_json, code=INCOMPLETE if done.left else DONE)
 
 
 def report(place: str, out: Path, keys: Sequence[str], *, as_json: bool) -> None:

@@ -11,10 +11,11 @@ from pipelines.lineage import Descendant, descendants
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TakenDown:
-    """What was purged, and the runs that descend from it, nearest first."""
+    """What was purged, the runs that descend from it, nearest first, and where the dataset was exported or synced to."""
 
     purged: Purged
     saw: list[Descendant]
+    copies: list[str]
 
 
 def take_down(
@@ -32,6 +33,12 @@ def take_down(
     """
     whole = {dataset.digest(), *(tag.digest for tag in refs.tags(dataset.root))}
     purged = purge(dataset, sources=sources, clips=clips, reason=reason, dry_run=dry_run)
-    return TakenDown(
-        purged=purged, saw=descendants({*purged.views, *whole}, tracking_uri=tracking_uri)
-    )
+    saw = descendants({*purged.views, *whole}, tracking_uri=tracking_uri)
+    return TakenDown(purged=purged, saw=saw, copies=_copies(dataset))
+
+
+def _copies(dataset: Dataset) -> list[str]:
+    """Return where the dataset was copied to; a takedown does not reach there."""
+    told = [row for row in dataset.history() if row["operation"] in ("export", "sync")]
+    places = (row["detail"].get("out") or row["detail"].get("destination", "") for row in told)
+    return sorted({place for place in places if place and place != str(dataset.root)})

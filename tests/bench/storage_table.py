@@ -69,6 +69,13 @@ class Workload:
         ]
         return statistics.median(pairs) if pairs else 0.0
 
+    def best_ratio(self, key: str, name: str) -> float:
+        """Return the least time of np.memmap over the least time of a format: what the machine at its calmest says."""
+        of, to = (self.results[k].runs.values() for k in (key, BASES[self.results[key].own]))
+        if not of or not to:
+            return 0.0
+        return min(run[name] for run in to) / min(run[name] for run in of)
+
     def spread(self, key: str, name: str) -> str:
         of, to = self.results[key], self.results[BASES[self.results[key].own]]
         pairs = sorted(to.runs[r][name] / run[name] for r, run in of.runs.items() if r in to.runs)
@@ -107,8 +114,10 @@ def gates(workloads: list[Workload], remote: dict[str, float], ledger: Ledger) -
     rows = []
     for load in workloads:
         speed = load.ratio("ours", "random_s")
-        said = f"{speed:.2f} (repeats {load.spread('ours', 'random_s')})"
-        rows.append((f"random reads, {load.name}: at least 0.85 of np.memmap", said, speed >= 0.85))
+        calm = load.best_ratio("ours", "random_s")
+        said = f"{speed:.2f}, and {calm:.2f} between the fastest runs (repeats {load.spread('ours', 'random_s')})"
+        held = min(speed, calm) >= 0.85
+        rows.append((f"random reads, {load.name}: at least 0.85 of np.memmap", said, held))
     first = workloads[0]
     memory = max(load.results["ours"].median("rss_anon_mb") for load in workloads)
     imports_s = first.results["ours"].median("import_s")
@@ -159,7 +168,8 @@ def _formats(load: Workload) -> list[str]:
         "sequential clips/CPU-s",
         "ratio",
         "random clips/CPU-s",
-        "ratio (spread)",
+        "ratio (lowest-highest)",
+        "ratio of fastest",
         "RssAnon MB",
         "import CPU-s",
         "size/payload",
@@ -178,6 +188,7 @@ def _formats(load: Workload) -> list[str]:
                 f"{load.ratio(key, 'sequential_s'):.2f}",
                 f"{1 / result.median('random_s'):.0f}",
                 f"{load.ratio(key, 'random_s'):.2f} ({load.spread(key, 'random_s')})",
+                f"{load.best_ratio(key, 'random_s'):.2f}",
                 f"{result.median('rss_anon_mb'):.0f}",
                 f"{result.median('import_s'):.2f}",
                 f"{size:.3f}" if size else "",
@@ -260,12 +271,15 @@ def _ledger(ledger: Ledger) -> list[str]:
 
 def _how() -> list[str]:
     return [
-        "* One process for every (format, repeat); formats shuffled each repeat; nine repeats of ours, three of the peers.",
-        "  CPU seconds (all threads of the process), median; ratio = np.memmap of the same repeat and the same environment",
-        "  over the format, median of the repeats, above 1 is faster. Files are in the page cache: storage is not measured.",
+        "* One process for every (format, repeat), formats shuffled each repeat: 15 repeats of np.memmap and kinoray's reads,",
+        "  5 of the rest of our environment, 3 of the peers. CPU seconds of the process with all its threads, median.",
+        "  ratio = time of np.memmap in the same repeat and environment over the format's, median of the repeats, above 1 is",
+        "  faster; ratio of fastest = the same of the least times. Others worked on the machine meanwhile, which moved CPU",
+        "  seconds themselves by half and more: differences of a tenth mean nothing here.",
+        "* Files are in the page cache: the disk is not measured. Decoding, 33 ms a clip, is not either.",
         "* Every payload gets a zlib.crc32: ours inside read_payload against the stored value, all others in the loop,",
         "  summed and compared with the truth. The CRC is most of each read, which pulls all ratios towards 1;",
-        "  the first row of each table is the CRC and the loop alone.",
+        "  the second row of each table is the CRC and the loop alone.",
         "* Views of the file (no copies) for np.memmap, kinoray, Arrow, Parquet, HF datasets, LitData. Lance and MDS copy",
         "  by themselves. LitData's rows are tuples, its fast layout; Lance is asked for 32 clips at once, in sequence",
         "  for batches of 8, the fastest of 1, 8, 32, 128. MDS is read by dataset[i] in both orders.",
