@@ -40,5 +40,5 @@ def take_down(
 def _copies(dataset: Dataset) -> list[str]:
     """Return where the dataset was copied to; a takedown does not reach there."""
     told = [row for row in dataset.history() if row["operation"] in ("export", "sync")]
-    places = (row["detail"].get("out") or row["detail"].get("destination", "") for row in told)
+    places = (row["detail"].get("out") or row["detail"].get("to", "") for row in told)
     return sorted({place for place in places if place and place != str(dataset.root)})
