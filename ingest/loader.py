@@ -24,7 +24,6 @@ from ingest.objects import Root
 from ingest.order import Cursor, slots
 from ingest.reader import decode
 from ingest.reads import Latents, Work
-from ingest.views import View
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,29 +95,6 @@ class ClipStream(Iterator[Batch]):
         except ValueError:
             self.close()
             raise
-
-    @classmethod
-    def resume(
-        cls,
-        view: View | Path | str,
-        root: Root | Path | str,
-        state: Mapping[str, Any],
-        *,
-        width: int,
-        height: int,
-        rank: int = 0,
-        world_size: int = 1,
-        **work: int,
-    ) -> "ClipStream":
-        """Continue from a `state_dict` with all frames of the clips of one view."""
-        return cls(
-            Part(root=root, view=view),
-            cursor=Cursor.from_state(dict(state)),
-            read=Frames(width=width, height=height),
-            rank=rank,
-            world_size=world_size,
-            work=Work(**work),
-        )
 
     def __enter__(self) -> "ClipStream":
         return self

@@ -15,7 +15,7 @@ from ingest.objects import Entry, Root
 
 WORD, PROBE_BYTES, MIN_PROBE_BYTES, MIN_DISTINCT = 8, 64, 16, 8
 TRIES = 16
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20
 THREADS = 4
 _MASK = (1 << 20) - 1
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ingest import clips, facts, refs, views
 from ingest.balance import Balance, balance
 from ingest.clip import Contract, Prep
-from ingest.files import storage_error
+from ingest.grounds import NotADataset, prepare
 from ingest.objects import Root
 from ingest.schema import ANNOTATIONS, captions_schema, conformed, ledger_schema, log_schema
 from ingest.select import Selection
@@ -25,13 +25,6 @@ from ingest.tables import NotATable, Table
 
 SCHEMA_VERSION = "1"
 LEDGER, LOG = refs.LEDGER, refs.LOG
-KNOWN_NAMES = frozenset(("ledger", "annotations", "data", "views", "runs", "tags", "log"))
-
-
-class NotADataset(ValueError):
-    """The folder is not a dataset, or not one that this version can read."""
-
-    exit_code = 2
 
 
 class ContractMismatch(ValueError):
@@ -74,7 +67,7 @@ class Dataset:
             "kinoray.prep": json.dumps(asdict(prep), sort_keys=True),
             "kinoray.prep_digest": prep.digest(),
         }
-        _prepare(root)
+        prepare(root)
         _create_annotation(root, "captions")
         Table.create(root, LEDGER, ledger_schema(), key="unit_id", settings=settings)
         dataset = cls.open(root)
@@ -286,25 +279,3 @@ def empty_captions() -> pa.Table:
 def _create_annotation(root: Root, name: str) -> None:
     make, key = ANNOTATIONS[name]
     Table.create(root, f"{refs.ANNOTATED}/{name}", make(), key=key)
-
-
-def _prepare(root: Root) -> None:
-    """Refuse strangers, make the folder, and prove that a store keeps what commits rest on."""
-    if not root.is_local:
-        root.self_test()
-        return
-    try:
-        _refuse_strangers(root.path)
-        root.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, root.uri) from error
-
-
-def _refuse_strangers(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise NotADataset(f"{root}: is a file; name a folder for the dataset")
-    strangers = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-    if any(name not in KNOWN_NAMES for name in strangers):
-        raise NotADataset(
-            f"{root}: holds other files ({', '.join(strangers[:3])}); name another output folder"
-        )

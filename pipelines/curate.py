@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cluster import pool
@@ -18,7 +17,6 @@ from cluster.session import Cluster
 from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
-from ingest.objects import Root
 from ingest.sources import Source, fingerprint, list_sources, unit_id
 from ingest.store import Dataset
 from ingest.unit import Unit, curate_unit, duplicate_rows, failed_rows, with_attempts
@@ -26,12 +24,11 @@ from pipelines import captioned
 from pipelines.committer import Committer
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import digest, plain, recipe_digest
-from pipelines.output import Occupied, WrongInput, claim, move_aside
+from pipelines.output import Occupied, claim, notes_of, start_over
 from pipelines.plan import Plan
 
 VERB = "curate"
 FAILURES_SHOWN = 10
-NOTES = Path(".kinoray") / "runs"
 STAGES = ("list", "hash", "decode", "shots", "scores", "keep", "encode", "check", "shard", "commit")
 
 
@@ -99,11 +96,11 @@ def run(config: Config, *, context: Context) -> Result:
     config.captions.check()
     sources = list_sources(config.source, pictures=config.prep.contract.is_still)
     if not context.resume:
-        _start_over(config.out)
+        start_over(config.out)
     dataset = Dataset.create(config.out, config.prep.contract, config.prep)
     listed = digest([[s.uri, s.bytes, s.mtime_ns] for s in sources])
     said = captioned.digests(config.captions, sources)
-    folder = _runs(config.out) / digest([recipe_digest(config), listed, digest(said)])[:12]
+    folder = notes_of(config.out) / digest([recipe_digest(config), listed, digest(said)])[:12]
     claimed = claim(
         folder, VERB, config, inputs={"sources": listed, "captions": digest(said)}, resume=True
     )
@@ -118,19 +115,6 @@ def run(config: Config, *, context: Context) -> Result:
         _record(recorder, result, dataset)
         recorder.finish(claimed, plain(result))
     return result
-
-
-def _runs(out: str) -> Path:
-    """Return where the runs of a dataset keep their notes: inside it, or beside the tracker for a store."""
-    root = Root.of(out)
-    return root.path / "runs" if root.is_local else NOTES / digest(root.uri)[:12]
-
-
-def _start_over(out: str) -> None:
-    root = Root.of(out)
-    if not root.is_local:
-        raise WrongInput(f"{out}: nothing is moved aside in an object store; name another prefix")
-    move_aside(root.path)
 
 
 class _Work:

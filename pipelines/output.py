@@ -13,7 +13,10 @@ from typing import Any
 
 from cluster.spool import without_secrets
 from ingest.files import atomic_write
+from ingest.objects import Root
 from pipelines.identity import HOW_TO_RUN, code_version, digest, plain, recipe_digest
+
+NOTES = Path(".kinoray") / "runs"
 
 
 class WrongInput(ValueError):
@@ -119,6 +122,22 @@ def move_aside(folder: Path) -> None:
         kept = folder.with_name(f"{folder.name}.old-{stamp}-{number}")
         number += 1
     folder.rename(kept)
+
+
+def notes_of(dataset: str) -> Path:
+    """Return where the runs that write to a dataset keep their notes: inside it, or for a store beside the tracker."""
+    root = Root.of(dataset)
+    return root.path / "runs" if root.is_local else NOTES / digest(root.uri)[:12]
+
+
+def start_over(dataset: str) -> None:
+    """Move a dataset aside; raises WrongInput for one in an object store."""
+    root = Root.of(dataset)
+    if not root.is_local:
+        raise WrongInput(
+            f"{dataset}: nothing is moved aside in an object store; name another prefix"
+        )
+    move_aside(root.path)
 
 
 def _difference(written: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from ingest.schema import captions_schema, labels_schema, latents_schema, rights
 from ingest.shards import write_shard
 from ingest.store import Dataset
 
-
 SIZE = 3000
 
 
@@ -107,6 +106,15 @@ def made(place, sources="abcd", clips=3, **settings):
     dataset = Dataset.create(place, Contract(), Prep())
     for source in sources:
         add(dataset, source, clips, **settings)
+    return dataset
+
+
+def made_at_once(place, sources, clips=3, **settings):
+    """Return a dataset of the named sources, all in one commit."""
+    dataset = Dataset.create(place, Contract(), Prep())
+    units = [unit(dataset.root, source, clips, **settings) for source in sources]
+    rows, said = (pa.concat_tables(tables) for tables in zip(*units, strict=True))
+    dataset.commit(rows, said, app_id="made", batch=1)
     return dataset
 
 

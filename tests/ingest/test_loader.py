@@ -205,10 +205,9 @@ def test_frames_are_those_of_the_clip(made):
 
 def test_clips_that_were_curated(small_dataset):
     view = small_dataset.freeze_view()
-    state = cursor_of(view.digest).state_dict()
-    where = small_dataset.root.path / view.name, small_dataset.root, state
+    part = Part(root=small_dataset.root, view=view)
     rows = {row["clip_id"]: row for row in small_dataset.kept_clips().to_pylist()}
-    with ClipStream.resume(*where, width=24, height=16, cache_bytes=1 << 20) as stream:
+    with ClipStream(part, cursor=cursor_of(view.digest), read=WHOLE) as stream:
         assert len(stream) == 7
         batch = next(stream)
     assert batch.frames_BTHWC.shape == (4, 80, 16, 24, 3)
