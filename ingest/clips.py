@@ -31,6 +31,7 @@ CLIP_COLUMNS = [
     "payload_sha256",
 ]
 SAID = ("caption", "caption_producer", "label", "licence", "consent")
+RIGHTS_ORDER = "at DESC, producer, licence, consent"
 READS = re.compile(r"\s*(select|with)\b", re.IGNORECASE)
 
 
@@ -89,11 +90,16 @@ def _relations(tables: Mapping[str, Table]) -> str:
         [
             *absent,
             # Two recipes may keep the same clip; it is one clip.
-            _best("kept_", "ledger", "id", "unit_id", "kind = 'clip' AND fate = 'kept'"),
+            _kept(),
             # A caption or label counts only for the very payload it was made for.
-            _best("said_", "captions", "clip_id, payload_sha256", "rank, producer, caption"),
-            _best("named_", "labels", "clip_id, payload_sha256", "producer, label"),
-            _best("righted_", "rights", "source_sha256", "at DESC, producer, licence, consent"),
+            _first(
+                "said_",
+                "captions",
+                "clip_id, payload_sha256",
+                ("rank, producer, caption", "caption", "producer"),
+            ),
+            _first("named_", "labels", "clip_id, payload_sha256", ("producer, label", "label")),
+            _first("righted_", "rights", "source_sha256", (RIGHTS_ORDER, "licence", "consent")),
             f"""clips AS (
                 SELECT k.id AS clip_id, {", ".join(shown)},
                     coalesce(s.caption, '') AS caption, coalesce(s.producer, '') AS caption_producer,
@@ -108,9 +114,18 @@ def _relations(tables: Mapping[str, Table]) -> str:
     )
 
 
-def _best(name: str, table: str, group: str, order: str, where: str = "true") -> str:
-    number = f"row_number() OVER (PARTITION BY {group} ORDER BY {order}) AS place_"
-    return f"{name} AS (SELECT * FROM (SELECT *, {number} FROM {table} WHERE {where}) WHERE place_ = 1)"
+def _kept() -> str:
+    # Not by numbering the rows of each clip: that would sort all columns of all clips.
+    earlier = "e.id = c.id AND e.kind = 'clip' AND e.fate = 'kept' AND e.unit_id < c.unit_id"
+    first = f"NOT EXISTS (SELECT 1 FROM ledger e WHERE {earlier})"
+    return f"kept_ AS (SELECT * FROM ledger c WHERE kind = 'clip' AND fate = 'kept' AND {first})"
+
+
+def _first(name: str, table: str, group: str, wanted: tuple[str, ...]) -> str:
+    # Several times faster than numbering the rows of each group.
+    order, *columns = wanted
+    firsts = ", ".join(f"first_value({c} ORDER BY {order}) AS {c}" for c in columns)
+    return f"{name} AS (SELECT {group}, {firsts} FROM {table} GROUP BY {group})"
 
 
 def _empty(name: str, columns: pa.Schema) -> str:

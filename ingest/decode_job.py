@@ -38,7 +38,10 @@ class DecodersDown(RuntimeError):
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Job:
-    """One clip to decode into `out`; `done` resolves to None or to the error."""
+    """One clip to decode into `out`; `done` resolves to None or to the error.
+
+    `deaths` counts workers that crashed on it, `kills` those that were killed from outside.
+    """
 
     root: Root
     row: Row
@@ -46,6 +49,7 @@ class Job:
     out: Pair
     done: Future[None] = field(default_factory=Future)
     deaths: int = 0
+    kills: int = 0
 
     def line(self, number: int) -> bytes:
         """Return the request as the worker reads it."""

@@ -4,13 +4,14 @@ Each worker is a fresh interpreter that answers requests, JSON lines over its st
 writes frames into memory it shares with its parent (a memfd that it inherits). It fetches the
 payloads of waiting requests in threads, so that a far store's latency hides behind decoding. It
 ends when the parent does, however that ends. A worker that dies is replaced and its requests are
-repeated; a clip on which three die is corrupt.
+repeated; a clip on which three crash is corrupt. Being killed from outside is no clip's fault.
 """
 
 import json
 import mmap
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +27,8 @@ from ingest.decode_job import QUEUED, SLOTS, DecodersDown, Job, Shapes, pair_in,
 from ingest.reader import named
 from ingest.shards import CorruptPayload
 
-MAX_DEATHS = 3
+MAX_DEATHS, MAX_KILLS = 3, 10
+KILLED = -signal.SIGKILL, -signal.SIGTERM
 
 
 class _Worker:
@@ -222,13 +224,25 @@ class Decoders:
                     "the standard error stream, or set decode_workers to 0"
                 )
         jobs = list(worker.jobs.values())
-        for job in jobs[:1]:
+        if jobs and self._blame(jobs[0], worker.process.returncode):
+            jobs = jobs[1:]
+        self._waiting.extendleft(reversed(jobs))
+
+    def _blame(self, job: Job, code: int) -> bool:
+        """Count the death of a worker on a job; whether that was the last one it may cost."""
+        where = named(job.root, job.row)
+        if code in KILLED:
+            job.kills += 1
+            if job.kills >= MAX_KILLS:
+                why = f"decode workers were killed {job.kills} times; is there enough memory?"
+                job.done.set_exception(DecodersDown(f"{where}: {why}"))
+        else:
             job.deaths += 1
             if job.deaths >= MAX_DEATHS:
-                died = "the decoder died on it; restore it"
-                job.done.set_exception(CorruptPayload(f"{named(job.root, job.row)}: {died}"))
-                jobs = jobs[1:]
-        self._waiting.extendleft(reversed(jobs))
+                job.done.set_exception(
+                    CorruptPayload(f"{where}: the decoder died on it; restore it")
+                )
+        return job.done.done()
 
     def _stop(self, error: Exception) -> None:
         for worker in self._workers:

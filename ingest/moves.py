@@ -49,7 +49,10 @@ def relocated(table: pa.Table, moves: pa.Table, column: str) -> pa.Table:
         "crc32": there.column("crc32"),
         "at": at,
     }
-    found = pa.table(keys).join(moves, KEY, join_type="inner", use_threads=False)
+    mine = among(moves.column("old_shard"), keys["old_shard"].unique())
+    found = pa.table(keys).join(
+        moves.filter(pa.array(mine)), KEY, join_type="inner", use_threads=False
+    )
     for name in ("shard", "offset") if found.num_rows else ():
         table = in_place(table, name, found.column("at").to_numpy(), found.column(name))
     return table

@@ -54,6 +54,9 @@ def _shape_fields() -> list["pa.Field[Any]"]:
     ]
 
 
+PAYLOAD_KINDS = ("h264_mp4", "png", "raw_u8_thwc", "latent_f16_tchw", "tokens_i32")
+
+
 def payload_schema() -> pa.Schema:
     """Return the columns of a payload shard; `payload` is last and is all of its weight."""
     digest = pa.binary(32)

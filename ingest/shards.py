@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from ingest.files import TEMPORARY, StorageError, storage_error
 from ingest.objects import Root
-from ingest.schema import payload_schema
+from ingest.schema import PAYLOAD_KINDS, payload_schema
 
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 64
@@ -116,7 +116,7 @@ class ShardWriter:
             self._flush()
 
     def _flush(self) -> None:
-        batch = pa.RecordBatch.from_pylist(self._rows, schema=self._schema)
+        batch = self._batch()
         try:
             if self._file is None or self._writer is None:
                 self._temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +127,17 @@ class ShardWriter:
             raise storage_error(error, self._temporary) from error
         self._rows.clear()
         self._pending_bytes = 0
+
+    def _batch(self) -> pa.RecordBatch:
+        """Return the pending rows; every batch has the same dictionary, as the format demands."""
+        batch = pa.RecordBatch.from_pylist(self._rows, schema=self._schema)
+        at = self._schema.get_field_index("payload_kind")
+        kinds = [row.get("payload_kind") for row in self._rows]
+        codes = pa.array(
+            [None if k is None else PAYLOAD_KINDS.index(str(k)) for k in kinds], pa.int8()
+        )
+        fixed = pa.DictionaryArray.from_arrays(codes, pa.array(PAYLOAD_KINDS))
+        return batch.set_column(at, self._schema.field(at), fixed)
 
     def close(self) -> list[Location]:
         """Finish the shard and return where each payload lies, in the order of `append`.

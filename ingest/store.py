@@ -17,11 +17,13 @@ import pyarrow as pa
 from ingest import clips, facts, refs, views
 from ingest.balance import Balance, balance
 from ingest.clip import Contract, Prep
+from ingest.columns import among
 from ingest.grounds import NotADataset, prepare
 from ingest.objects import Root
 from ingest.schema import ANNOTATIONS, captions_schema, conformed, ledger_schema, log_schema
 from ingest.select import Selection
 from ingest.tables import NotATable, Table
+from ingest.takedown import Taken, clips_left, hidden, spared
 
 SCHEMA_VERSION = "1"
 LEDGER, LOG = refs.LEDGER, refs.LOG
@@ -145,8 +147,12 @@ class Dataset:
         """
         self._writable()
         fresh = self._ledger.fresh(rows)
+        taken = Taken.of(self)  # somebody may have been taken down since the work on a unit began
+        if taken:
+            fresh = hidden(fresh, taken, clips_left(fresh, taken))
         # Captions first: a ledger row then never lacks the caption that its unit had.
-        ids = set(fresh.column("id").to_pylist())
+        kept = fresh.filter(pa.array(among(fresh.column("fate"), ["kept"])))
+        ids = set(kept.column("id").to_pylist())
         of_fresh = [clip in ids for clip in captions.column("clip_id").to_pylist()]
         said = captions.filter(pa.array(of_fresh, pa.bool_()))
         if said.num_rows:
@@ -160,6 +166,7 @@ class Dataset:
         """
         self._writable()
         make, _key = ANNOTATIONS[name]
+        rows = spared(rows, Taken.of(self))
         return self._annotations(name).commit(conformed(rows, make()), app_id=app_id, batch=batch)
 
     def next_annotation(self, name: str, app_id: str) -> int:

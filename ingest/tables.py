@@ -23,6 +23,7 @@ from ingest.objects import Root
 T = TypeVar("T")
 COMMIT_ATTEMPTS = 30
 MAX_PAUSE_S = 1.0
+LOOKS_AGAIN = 3
 REOPEN_EVERY = (
     16  # an instance that only follows the log grows slower with every version it followed
 )
@@ -244,6 +245,11 @@ class Table:
             try:
                 return attempt()
             except CommitFailedError:  # somebody else committed first: look again
+                _step_back(number)
+            except FileNotFoundError as error:  # a clean-up took a file that was being read
+                if number >= LOOKS_AGAIN:
+                    raise _storage(error, self.root.join(self.name)) from error
+                self.delta = opened(self.root, self.name)
                 _step_back(number)
             except (OSError, DeltaError) as error:
                 raise _storage(error, self.root.join(self.name)) from error

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from ingest.columns import among, in_place
 from ingest.rewrite import rewrite
-from ingest.store import Dataset
 from ingest.tables import Table
 
 OPERATION, RULE, EMPTY_RULE = "purge", "purged", "no_clip_kept"
@@ -27,6 +27,14 @@ STAYS = frozenset(
 TELLS = ("source_uri", "payload_sha256", "shard", "message")
 
 
+class Remembers(Protocol):
+    """What keeps a log, as a dataset does."""
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the operations, oldest first."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """Sources (their sha256) and clips (their ids) that are taken down."""
@@ -35,13 +43,17 @@ class Taken:
     clips: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "Taken":
+    def of(cls, dataset: "Remembers") -> "Taken":
         """Return all that was ever taken down, or is being."""
         told = [row["detail"] for row in dataset.history() if row["operation"] == OPERATION]
         return cls(
             frozenset(name for one in told for name in one["sources"]),
             frozenset(name for one in told for name in one["clips"]),
         )
+
+    def __bool__(self) -> bool:
+        """Whether anything is taken down."""
+        return bool(self.sources or self.clips)
 
     def with_clips(self, names: Iterable[str]) -> "Taken":
         """Return the same with more clips."""
@@ -103,6 +115,13 @@ def hidden(ledger: pa.Table, taken: Taken, left: Mapping[str, int]) -> pa.Table:
         ledger = in_place(ledger, "rule", where, _all(rule, pa.utf8(), len(where)))
     counted = np.flatnonzero(changes & (wanted >= 0))
     return in_place(ledger, "num_kept", counted, pa.chunked_array([pa.array(wanted[counted])]))
+
+
+def spared(annotation: pa.Table, taken: Taken) -> pa.Table:
+    """Return the rows of an annotation that are not of what is taken down."""
+    of_clips = "clip_id" in annotation.column_names
+    names = ("clip_id", taken.clips) if of_clips else ("source_sha256", taken.sources)
+    return annotation.filter(pa.array(~among(annotation.column(names[0]), names[1])))
 
 
 def _must_change(ledger: pa.Table, taken: Taken, left: Mapping[str, int]) -> bool:

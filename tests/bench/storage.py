@@ -117,6 +117,12 @@ def compare(
     )
 
 
+def repeats(key: str) -> int:
+    if key in GATED:
+        return GATE_REPEATS
+    return OWN_REPEATS if key in OWN else PEER_REPEATS
+
+
 def job(
     name: str, key: str, corpus: Corpus, work: Path, *, task: str = "read", seed: int = 0
 ) -> Job:

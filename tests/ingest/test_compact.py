@@ -28,11 +28,6 @@ STEPS = [
 ]
 
 
-@pytest.fixture(params=["folder", "store"])
-def place(request, tmp_path):
-    return tmp_path / "d" if request.param == "folder" else request.getfixturevalue("bucket")
-
-
 def order_of(dataset, digest):
     """Return the payloads that the first steps of a training run see, read through the view."""
     view, found = open_view(dataset.root, digest)
@@ -51,7 +46,21 @@ def shards(dataset):
     return sorted(e.name for e in dataset.root.names("data"))
 
 
-def test_packing_changes_where_bytes_lie_and_nothing_else(place):
+def test_in_an_object_store(bucket):
+    dataset = made(bucket, "abc")
+    annotate(dataset, "ab")
+    view = dataset.freeze_view()
+    digest, old, order = dataset.digest(), contents(dataset), order_of(dataset, view.digest)
+    done = compact(dataset, target_bytes=TARGET)
+    assert (done.shards_before, done.shards_after, done.clips, done.views) == (5, 2, 15, 1)
+    fresh = Dataset.open(bucket)
+    assert (fresh.digest(), contents(fresh)) == (digest, old)
+    assert order_of(fresh, view.digest) == order
+    assert not plan(fresh, TARGET)
+
+
+def test_packing_changes_where_bytes_lie_and_nothing_else(tmp_path):
+    place = tmp_path
     dataset = made(place, "abcdefgh")
     annotate(dataset, "ab")
     view = dataset.freeze_view()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ingest import decoders as decoders_module
 from ingest.augment import Frames, cut_of
 from ingest.decode_job import DecodersDown, Job
 from ingest.decoders import Decoders
@@ -121,26 +122,42 @@ def test_what_cannot_be_read_is_named_and_nothing_else_suffers(tmp_path):
         assert len(decoders.pids()) == 1
 
 
-def test_a_clip_on_which_three_workers_die_is_corrupt(tmp_path):
+def end_each(decoders, job, how, *, times):
+    """Send a signal to the worker that has the job, as often as asked, while it is not done."""
+    sent = 0
+    while sent < times and not job.done.done():
+        for pid in decoders.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, how)
+            until(lambda pid=pid: pid not in decoders.pids())
+            sent += 1
+    return sent
+
+
+def test_a_clip_on_which_three_workers_crash_is_corrupt_and_kills_do_not_count(
+    tmp_path, monkeypatch
+):
     slow = make(tmp_path, clips=2, frames=100, shards=1)
     reader = ViewReader(tmp_path, slow.view)
-    frames = Frames(width=720, height=480)  # takes long enough to be killed in the middle of it
-    deaths = 0
+    frames = Frames(width=720, height=480)  # takes long enough to be ended in the middle of it
     with Decoders(1, shapes=frames.shapes(100)) as decoders:
-        deadly, other = jobs_of(reader, frames)
+        fine, deadly = jobs_of(reader, frames)
+        decoders.submit(fine)
+        assert end_each(decoders, fine, signal.SIGKILL, times=3) == 3
+        fine.done.result(60)
+        assert np.array_equal(fine.out[0], reader.frames(0, frames)[0])
         decoders.submit(deadly)
-        decoders.submit(other)
-        while not deadly.done.done():
-            for pid in decoders.pids():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                until(lambda pid=pid: pid not in decoders.pids())
-                deaths += 1
-        with pytest.raises(CorruptPayload, match=f"{slow.ids[0]}: the decoder died on it"):
+        assert end_each(decoders, deadly, signal.SIGSEGV, times=9) == 3
+        with pytest.raises(CorruptPayload, match=f"{slow.ids[1]}: the decoder died on it"):
             deadly.done.result()
-        other.done.result(60)
-        assert np.array_equal(other.out[0], reader.frames(1, frames)[0])
-    assert deaths == 3
+        monkeypatch.setattr(decoders_module, "MAX_KILLS", 1)
+        again = jobs_of(reader, frames, indices=[1])[0]
+        decoders.submit(again)
+        end_each(decoders, again, signal.SIGKILL, times=9)
+        with pytest.raises(DecodersDown, match=f"{slow.ids[1]}: .* killed 1 times.*memory"):
+            again.done.result(60)
+        last = jobs_of(reader, frames, indices=[1])[0]
+        decoders.submit(last).result(60)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -1,7 +1,6 @@
 import pytest
 
-from ingest.files import atomic_folder, atomic_write
-from ingest.files import StorageError
+from ingest.files import StorageError, atomic_folder, atomic_write
 
 
 def test_a_file_appears_whole(tmp_path):

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.schema import payload_schema
 from ingest.files import StorageError
+from ingest.schema import payload_schema
 from ingest.shards import CorruptPayload, ShardWriter, read_payload, write_shard
 
 CHECKOUT = Path(__file__).parents[2]

@@ -9,6 +9,7 @@ from ingest.refs import NoSuchVersion, TagTaken, read_tag, tags
 from ingest.schema import captions_schema
 from ingest.store import Dataset, ReadOnly
 from ingest.versions import restore, tag, untag
+from tests.ingest.dying import dies
 from tests.ingest.made_shards import add, annotate, contents, made, name_of
 
 
@@ -23,24 +24,28 @@ def test_a_tag_names_what_is_said_now(place):
     one = tag(dataset, "one")
     assert (one.digest, set(one.tables)) == (digest, {"ledger", "annotations/captions"})
     add(dataset, "c")
-    annotate(dataset, "abc")
     assert dataset.digest() != digest
     old = Dataset.open(place, "one")
     assert (old.digest(), old.kept_clips().num_rows) == (digest, 6)
     with pytest.raises(TagTaken, match="exists"):
         tag(dataset, "one")
+    add(dataset, "d", 1)
+    restore(dataset, "one")
+    assert Dataset.open(place).digest() == digest
     again = tag(old, "again")  # an old version may be named too
     assert (again.digest, dict(again.tables)) == (digest, dict(one.tables))
     untag(dataset, "one")
     with pytest.raises(NoSuchVersion, match="its tags: again"):
         Dataset.open(place, "one")
-    done = [(row["operation"], row["detail"]["name"]) for row in dataset.history()]
+    log = [row for row in dataset.history() if row["operation"] != "restore"]
+    done = [(row["operation"], row["detail"]["name"]) for row in log]
     assert done == [("tag", "one"), ("tag", "again"), ("untag", "one")]
     with pytest.raises(NoSuchVersion, match="a tag is a word"):
         tag(dataset, "12")
 
 
-def test_going_back_gives_the_content_of_the_tag(place):
+def test_going_back_gives_the_content_of_the_tag(tmp_path):
+    place = tmp_path
     dataset = made(place, "ab")
     one = tag(dataset, "one")
     old = contents(dataset)
@@ -60,6 +65,25 @@ def test_going_back_gives_the_content_of_the_tag(place):
     assert dataset.balance().ok
     add(dataset, "d")  # and it is written to as before
     assert dataset.kept_clips().num_rows == 12
+
+
+def test_killed_while_going_back_and_run_again(tmp_path):
+    dataset = made(tmp_path, "ab")
+    one = tag(dataset, "one")
+    add(dataset, "c")
+    annotate(dataset, "abc")
+    for when in ("after", "before"):
+        step = ("ingest.versions", "_go_back", when)
+        assert dies("tests.ingest.test_versions:open_and_restore", str(tmp_path), at=step)
+    dead = Dataset.open(tmp_path)
+    assert dead.digest() != one.digest
+    assert dead.balance().ok
+    restore(dead, "one")
+    assert Dataset.open(tmp_path).digest() == one.digest
+
+
+def open_and_restore(place):
+    restore(Dataset.open(place), "one")
 
 
 def test_a_unit_that_was_undone_can_be_committed_again(tmp_path):
