@@ -83,7 +83,7 @@ class Config:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        if min(self.weight, *(part.weight for part in self.mix)) < 1:
+        if min([self.weight, *(part.weight for part in self.mix)]) < 1:
             raise ValueError("weight: an integer of at least 1; leave a dataset out instead")
         if self.decode_workers < 0 or self.max_bad_clips < 0:
             raise ValueError("decode_workers and max_bad_clips: at least 0")

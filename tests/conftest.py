@@ -12,6 +12,7 @@ import boto3
 import numpy as np
 import pytest
 
+from cluster.session import Cluster, session
 from ingest.caption import Captions
 from ingest.clip import Contract, Prep
 from ingest.encode import encode_video
@@ -64,6 +65,7 @@ def make_videos(folder: Path) -> Path:
 RAY_ROOMS = ("pipelines", "cluster", "jobs", "faults")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With two workers, one takes the rooms that start clusters, the other the rest, file by file."""
     for item in items:
@@ -133,3 +135,10 @@ def object_store() -> Iterator[str]:
 def bucket(object_store: str) -> str:  # noqa: ARG001  what starts the server
     """A prefix of its own in the local S3 server."""
     return f"s3://kinoray/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One embedded cluster for all tests in this process: starting Ray takes seconds, so it is started once."""
+    with session(Cluster(num_cpus=4, object_store_bytes=80 << 20)):
+        yield

@@ -19,7 +19,7 @@ def test_changed_and_added_texts(tmp_path):
         folder = dataset / "runs" / str(number)
         folder.mkdir(parents=True)
         said = captioned.digests(Captions(captioners=captioners), list_sources([str(videos)]))
-        captioned.note(dataset, folder, said)
+        captioned.note(folder, said, dataset=str(dataset))
 
     run(1, "sidecar", "name")
     run(2, "sidecar", "name")

@@ -4,7 +4,6 @@ import hashlib
 
 import pytest
 
-from cluster.session import Cluster, session
 from cluster.tracking import Tracker, embedded_uri
 from ingest.decode import payload_frames
 from ingest.select import Selection
@@ -13,23 +12,22 @@ from pipelines.lineage import descendants
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray Data sets its own old keys
 @pytest.mark.filterwarnings("ignore:.*Configure `shuffle_strategy`:DeprecationWarning")
 def test_a_ray_dataset_of_the_clips(tiny):
     kept = {row["clip_id"]: row for row in tiny.dataset.kept_clips().to_pylist()}
-    with session(Cluster(num_cpus=2)):
-        rows = to_ray_dataset(str(tiny.root)).take_all()
-        some = to_ray_dataset(
-            str(tiny.root), selection=Selection(where="caption LIKE '%red%'"), read="frames"
-        ).take_all()
+    rows = to_ray_dataset(str(tiny.root)).take_all()
+    red = Selection(where="caption LIKE '%red%'")
+    some = to_ray_dataset(str(tiny.root), selection=red, read="frames").take_all()
     assert {row["clip_id"] for row in rows} == set(kept)
     for row in rows:
-        clip = kept[row["clip_id"]]
-        assert hashlib.sha256(row["payload"]).hexdigest() == clip["payload_sha256"]
-        assert row["caption"] == clip["caption"]
-    (red,) = some
-    payload = next(row["payload"] for row in rows if row["clip_id"] == red["clip_id"])
-    assert (red["frames"] == payload_frames(payload)).all()
+        known = kept[row["clip_id"]]
+        assert hashlib.sha256(row["payload"]).hexdigest() == known["payload_sha256"]
+        assert row["caption"] == known["caption"]
+    (clip,) = some
+    payload = next(row["payload"] for row in rows if row["clip_id"] == clip["clip_id"])
+    assert (clip["frames"] == payload_frames(payload)).all()
 
 
 def test_what_came_of_a_view(tmp_path):
