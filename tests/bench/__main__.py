@@ -33,6 +33,9 @@ from ingest.sources import list_sources
 from ingest.store import Dataset
 from ingest.unit import curate_unit, plan_unit
 from jobs.demo_videos import ARCHIVES
+from tests.bench import storage
+from tests.bench.reading_bench import decoding
+from tests.bench.storage_clips import corpora
 
 FILM = "moviepy_10_minutes/resources/bbb.mp4"
 SECONDS = 60
@@ -45,7 +48,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         film = cut_film(folder)
-        rows = [curate(film, folder), *read(folder), executor()]
+        rows = [curate(film, folder), *read(folder), executor(), *decoded(folder)]
+    rows += (
+        storage.rows()
+    )  # a quarter of an hour: the peers, the remote cost, a million ledger rows
     lines = [
         (
             f"Measured {time.strftime('%Y-%m-%d')} by `make bench` on {cpu_name()}, {len_cpus()} cores, "
@@ -121,7 +127,7 @@ def read(folder: Path) -> list[Row]:
     if not rows:
         return []
     order = np.random.default_rng(0).integers(0, len(rows), 4000)
-    maps = {row["shard"]: np.memmap(dataset.root / row["shard"], mode="r") for row in rows}
+    maps = {row["shard"]: np.memmap(dataset.root.path / row["shard"], mode="r") for row in rows}
 
     def plain() -> None:
         for i in order:
@@ -131,7 +137,7 @@ def read(folder: Path) -> list[Row]:
     def verified() -> None:
         for i in order:
             row = rows[i]
-            read_payload(dataset.root / row["shard"], row["offset"], row["length"], row["crc32"])
+            read_payload(dataset.root, row["shard"], row["offset"], row["length"], row["crc32"])
 
     peer, ours = cpu_of(plain), cpu_of(verified)
     rate = f"{len(order) / ours:.0f} clips/CPU-s, CRC checked"
@@ -143,6 +149,23 @@ def read(folder: Path) -> list[Row]:
             f"{peer / ours:.2f}",
         )
     ]
+
+
+def decoded(folder: Path) -> list[Row]:
+    """Compare the training stream with bare decord processes over the same clips on the same cores, in CPU time."""
+    payloads = [bytes(clip) for clip in corpora()["h264"].payloads[:200]]
+    found = []
+    for cores in range(1, min(2, len_cpus()) + 1):
+        figures = decoding(payloads, folder / f"decoding{cores}", cores=cores)
+        found.append(
+            (
+                f"training stream, decoding on {cores} cores",
+                f"{figures.ours_cpu_ms:.1f} CPU-ms a clip",
+                f"bare decord and the same resize: {figures.bare_cpu_ms:.1f}",
+                f"{figures.cpu_ratio:.2f}",
+            )
+        )
+    return found
 
 
 def executor() -> Row:
