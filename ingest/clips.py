@@ -53,10 +53,12 @@ def schema() -> pa.Schema:
     )
 
 
-def select(tables: Mapping[str, Table], conditions: list[str]) -> pa.Table:
-    """Return the clips that meet all SQL conditions, sorted by clip_id; raises NotAQuery."""
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    sql = f"WITH {_relations(tables)} SELECT * FROM clips{where} ORDER BY clip_id"
+def select(tables: Mapping[str, Table], where: str, guards: list[str]) -> pa.Table:
+    """Return the clips that meet a person's condition and all guards, sorted by clip_id; raises NotAQuery."""
+    # The person's words stand in a query of their own, so that no bracket in them reaches the guards.
+    chosen = f"SELECT * FROM clips WHERE (\n{where}\n)" if where.strip() else "SELECT * FROM clips"
+    guarded = f" WHERE {' AND '.join(guards)}" if guards else ""
+    sql = f"WITH {_relations(tables)} SELECT * FROM ({chosen}){guarded} ORDER BY clip_id"
     return conformed(_asked(tables, sql), schema())
 
 

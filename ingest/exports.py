@@ -18,6 +18,7 @@ import pyarrow as pa
 from ingest import folders, lance, passport, tars
 from ingest.clip import digest_of
 from ingest.files import TEMPORARY, atomic_write, storage_error
+from ingest.objects import Root
 from ingest.select import Selection
 from ingest.shards import read_payload
 from ingest.sources import sha256_file
@@ -123,6 +124,10 @@ def export(
     """
     if format not in FORMATS or shard_bytes < 1:
         raise ValueError(f"export: format is one of {', '.join(FORMATS)}; shard_bytes at least 1")
+    if Root.of(out).overlaps(dataset.root):
+        raise NotEmpty(f"{out}: lies inside the dataset, or around it; name another folder")
+    if out.exists() and not out.is_dir():
+        raise NotEmpty(f"{out}: is a file; name a folder")
     chosen = selection or Selection()
     table = passport.passports(dataset, chosen)
     passports = passport.digest(passport.rows(table))

@@ -29,8 +29,9 @@ def prepare(root: Root) -> None:
 def _refuse_strangers(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise NotADataset(f"{root}: is a file; name a folder for the dataset")
-    strangers = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-    if any(name not in KNOWN_NAMES for name in strangers):
+    found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    strangers = [name for name in found if name not in KNOWN_NAMES]
+    if strangers:
         raise NotADataset(
             f"{root}: holds other files ({', '.join(strangers[:3])}); name another output folder"
         )

@@ -58,7 +58,10 @@ class Root:
             return cls(f"{SCHEME}{bucket}/{prefix}")
         if "://" in text or text.startswith("s3:"):
             raise NotAPlace(f"{text}: a folder or s3://bucket/prefix is needed")
-        return cls(str(Path(text).expanduser().absolute()))
+        path = str(Path(text).expanduser().resolve())
+        if "%" in path:  # the table library would take it for a quoted character
+            raise NotAPlace(f"{path}: a path with '%' cannot hold a dataset; name another folder")
+        return cls(path)
 
     @property
     def is_local(self) -> bool:
@@ -79,6 +82,11 @@ class Root:
 
     def __str__(self) -> str:
         return self.uri
+
+    def overlaps(self, other: "Root") -> bool:
+        """Whether one place is the other, or lies inside it."""
+        here, there = f"{self.uri}/", f"{other.uri}/"
+        return here.startswith(there) or there.startswith(here)
 
     def join(self, name: str) -> str:
         """Return the URI of a name below the root; raises NotAPlace for one that leads outside."""

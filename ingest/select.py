@@ -29,9 +29,9 @@ class Selection:
         if ";" in self.where:
             raise ValueError("where: one condition, without ';'")
 
-    def conditions(self) -> list[str]:
-        """Return the SQL conditions that together make the selection."""
-        found = [f"({self.where})"] if self.where.strip() else []
+    def guards(self) -> list[str]:
+        """Return the SQL conditions that the split and the rights add to `where`."""
+        found: list[str] = []
         if self.split != "all":
             # Both are hexadecimal text of equal length, so their order is that of the numbers.
             bound = round(self.val_share * 16**SPLIT_DIGITS)

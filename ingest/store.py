@@ -207,7 +207,7 @@ class Dataset:
 
     def select(self, selection: Selection) -> pa.Table:
         """Return the kept clips of a selection, sorted by clip_id; raises clips.NotAQuery."""
-        return clips.select(self._named(), selection.conditions())
+        return clips.select(self._named(), selection.where, selection.guards())
 
     def query(self, sql: str) -> pa.Table:
         """Return what one SELECT finds in ledger, captions, labels, rights, latents, log and clips.

@@ -80,8 +80,8 @@ def sync(
     passport.OtherVersion, store.ContractMismatch, store.NotADataset, StorageError.
     """
     target = Root.of(destination)
-    if target == source.root:
-        raise WouldLose(f"{target}: source and destination are one place; name another")
+    if target.overlaps(source.root):
+        raise WouldLose(f"{target}: source and destination overlap; name another place")
     prep = made_with(source)
     dataset = Dataset.create(target, prep.contract, prep)
     left = _carry_takedowns(source, dataset)

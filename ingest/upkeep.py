@@ -17,8 +17,9 @@ THREADS = 8
 
 def files(table: Table) -> set[str]:
     """Return the names, below the root, of the files that the version last read is made of."""
-    prefix = f"{table.root.join(table.name)}/"
-    return {f"{table.name}/{uri.removeprefix(prefix)}" for uri in table.delta.file_uris()}
+    # From the log, not by taking the root off the library's addresses: those are quoted and resolved.
+    paths = pa.table(table.delta.get_add_actions(flatten=True)).column("path").to_pylist()
+    return {f"{table.name}/{unquote(path)}" for path in paths}
 
 
 def committed_at_s(table: Table, version: int) -> float:

@@ -28,6 +28,12 @@ class View:
     num_clips: int
 
 
+class EmptySelection(ValueError):
+    """No clip meets a selection."""
+
+    exit_code = 2
+
+
 class NotAView(ValueError):
     """The file is no view of a dataset."""
 
@@ -40,7 +46,7 @@ def freeze(root: Root, clips: pa.Table, selection: Selection) -> View:
     Raises ValueError for an empty selection, StorageError when it cannot be written.
     """
     if not clips.num_rows:
-        raise ValueError(f"{root}: no clip is selected; loosen the condition or add sources")
+        raise EmptySelection(f"{root}: no clip is selected; loosen the condition or add sources")
     rows = clips.sort_by("clip_id")
     digest = view_digest(rows)
     schema = view_schema().with_metadata(

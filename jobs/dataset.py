@@ -9,7 +9,6 @@ from jobs import config, dataset_keys, render
 
 T = TypeVar("T")
 ROWS_SHOWN = 100
-CELL_CHARS = 72
 LINES_SHOWN = 20
 DONE, FAILED, INCOMPLETE = 0, 1, 3
 
@@ -36,10 +35,12 @@ def info(place: str, keys: Sequence[str], *, as_json: bool) -> None:
 def query(place: str, sql: str, keys: Sequence[str], *, as_json: bool) -> None:
     """Show what one SELECT finds."""
     found = _open(place, _keys(dataset_keys.At, keys, "query").at).query(sql)
+    if len(set(found.column_names)) < found.num_columns:
+        raise config.ConfigError(("query: two columns have the same name; name them with AS",))
     if as_json:
         _end({"columns": found.column_names, "rows": found.to_pylist()}, as_json=True)
     shown = found.slice(0, ROWS_SHOWN).to_pylist()
-    cells = [tuple(_cell(value) for value in row.values()) for row in shown]
+    cells = [tuple(render.cell(value) for value in row.values()) for row in shown]
     render.table([tuple(found.column_names), *cells])
     if found.num_rows > ROWS_SHOWN:
         render.say(f"kinoray: {found.num_rows} rows, {ROWS_SHOWN} shown; --json gives all")
@@ -107,7 +108,10 @@ def restore(place: str, version: str, *, dry_run: bool, as_json: bool) -> None:
     """Make an old version the newest again."""
     from ingest import versions
 
-    _result(versions.restore(_open(place), version, dry_run=dry_run), as_json=as_json)
+    done = versions.restore(_open(place), version, dry_run=dry_run)
+    if not as_json:
+        _lines(done.tables, "would change" if dry_run else "changed")
+    _result(done, as_json=as_json)
 
 
 def compact(place: str, keys: Sequence[str], *, dry_run: bool, as_json: bool) -> None:
@@ -281,12 +285,6 @@ def _lines(found: Sequence[str], name: str) -> None:
         render.out(f"    {line}")
     if len(found) > LINES_SHOWN:
         render.out(f"    and {len(found) - LINES_SHOWN} more; --json gives all")
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
-    text = " ".join(text.split())
-    return text if len(text) <= CELL_CHARS else f"{text[: CELL_CHARS - 3]}..."
 
 
 def _result(value: Any, *, as_json: bool, code: int = DONE) -> None:

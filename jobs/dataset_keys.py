@@ -1,5 +1,6 @@
 """The keys of the dataset commands."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +23,11 @@ class Verify:
     how: Literal["crc", "sha256", "decode"] = "crc"
     threads: int = 4
 
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.threads < 1:
+            raise ValueError("threads: at least 1")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tag:
@@ -36,6 +42,11 @@ class Compact:
 
     target_bytes: int = 128 << 20
 
+    def __post_init__(self) -> None:
+        """Check the size."""
+        if self.target_bytes < 1:
+            raise ValueError("target_bytes: at least 1")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collect:
@@ -45,7 +56,7 @@ class Collect:
 
     def __post_init__(self) -> None:
         """Check the age."""
-        if self.older_than_s < 0:
+        if not 0 <= self.older_than_s < math.inf:
             raise ValueError("older_than_s: at least 0")
 
 

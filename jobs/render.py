@@ -12,6 +12,7 @@ from typing import Any
 
 PLAIN_EVERY_S = 10.0
 LIVE_EVERY_S = 0.1
+CELL_CHARS = 72
 
 
 def say(line: str) -> None:
@@ -59,6 +60,13 @@ def table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     for row in rows:
         out("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+
+
+def cell(value: Any) -> str:
+    """Return a value as the text of one table cell: one line, not too long, nothing for null."""
+    text = f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= CELL_CHARS else f"{text[: CELL_CHARS - 3]}..."
 
 
 def _number(value: Any) -> str:

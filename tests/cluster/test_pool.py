@@ -206,13 +206,13 @@ def test_a_value_that_does_not_travel_is_the_units_failure(tmp_path):
 @pytest.mark.parametrize(("action", "error"), [("disk", DiskFull), ("odd", RuntimeError)])
 def test_a_fatal_error_ends_the_run_after_what_is_finished(tmp_path, action, error):
     told = [(tmp_path, "good", "none", 0), (tmp_path, "bad", action, 99)]
-    told += [(tmp_path, f"late{i}", "none", 0) for i in range(200)]
+    told += [(tmp_path, f"late{i}", "none", 0) for i in range(2000)]
     came = []
     config = pool.Pool(window=2)
     with pytest.raises(error, match=r"no space left|told twice"):
         came.extend(pool.run_tasks(work, units(told), config=config, stop=Flag()))
     assert "good" in {outcome.value for outcome in came}
-    assert len(came) < 100
+    assert len(came) < 1500
 
 
 def test_a_stop_yields_what_is_in_flight_and_starts_nothing_more(tmp_path):

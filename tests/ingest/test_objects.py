@@ -59,7 +59,11 @@ def test_what_is_absent_and_what_is_no_name(root):
 def test_places():
     assert Root.of("s3://b/p/q/").uri == "s3://b/p/q"
     assert Root.of("relative").uri == os.path.abspath("relative")  # noqa: PTH100
-    for text in ("s3://bucket", "gs://b/p", "s3:/b/p", "http://x/y"):
+    assert Root.of("x/../y").uri == os.path.abspath("y")  # noqa: PTH100
+    assert Root.of("x").overlaps(Root.of("x/y"))
+    assert Root.of("x/y").overlaps(Root.of("x"))
+    assert not Root.of("x").overlaps(Root.of("xy"))
+    for text in ("s3://bucket", "gs://b/p", "s3:/b/p", "http://x/y", "a%20b"):
         with pytest.raises(NotAPlace):
             Root.of(text)
     with pytest.raises(NotAPlace, match="needs a folder"):

@@ -161,7 +161,7 @@ def test_nothing_is_lost_at_the_destination(source, tmp_path):
 
 
 def test_wrong_destinations(source, tmp_path):
-    with pytest.raises(WouldLose, match="one place"):
+    with pytest.raises(WouldLose, match="overlap"):
         sync(source, source.root)
     Dataset.create(tmp_path / "other", Contract(), Prep(crf=30))
     with pytest.raises(ContractMismatch):

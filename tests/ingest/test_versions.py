@@ -1,3 +1,4 @@
+import shutil
 import time
 
 import pyarrow as pa
@@ -203,3 +204,15 @@ def test_a_clip_of_two_units_is_one_clip(tmp_path):
     found = diff(Dataset.open(tmp_path, "one"), Dataset.open(tmp_path))
     assert found.same
     assert read_tag(dataset.root, "one") == one
+
+
+@pytest.mark.parametrize("name", ["a b", "ü#?", "x'y"])
+def test_a_folder_of_any_name(small_dataset, tmp_path, name):
+    place = tmp_path / name
+    shutil.copytree(small_dataset.root.path, place)
+    (tmp_path / "link").symlink_to(place)
+    for spelled in (place, place / ".." / name, tmp_path / "link"):
+        dataset = Dataset.open(spelled)
+        made = tag(dataset, f"t{len(dataset.history())}")
+        restore(dataset, made.name)
+        assert dataset.digest() == small_dataset.digest()

@@ -2,6 +2,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from ingest.clips import NotAQuery
 from ingest.objects import Root
 from ingest.select import Selection
 from ingest.views import NotAView, freeze, open_view, views
@@ -40,3 +41,17 @@ def test_nothing_to_freeze_and_no_view(small_dataset, tmp_path):
         open_view(tmp_path / "x.arrow")
     with pytest.raises(FileNotFoundError):
         open_view(small_dataset.root, "0" * 64)
+
+
+def test_no_condition_reaches_the_guards(small_dataset):
+    """Whatever a person writes into `where`, the split and the rights still hold."""
+    for where in ("true) OR (true", "1 = 1) OR (1 = 1", "true", "true -- ", "true /*"):
+        asked = Selection(where=where, licences=("nobody's",))
+        try:
+            assert small_dataset.select(asked).num_rows == 0
+        except NotAQuery:
+            continue
+    sides = [Selection(split=side, val_share=0.5) for side in ("train", "val")]
+    parts = [small_dataset.select(side).column("source_sha256").to_pylist() for side in sides]
+    assert not set(parts[0]) & set(parts[1])
+    assert len(parts[0]) + len(parts[1]) == small_dataset.kept_clips().num_rows
