@@ -17,7 +17,7 @@ demo: setup
 	$(VENV)/bin/kinoray demo
 
 test: setup
-	$(PY) -m pytest -n 2 --dist loadgroup -m "not faults and not trained"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not faults and not trained"
 
 check: $(STAMP)
 	$(VENV)/bin/lint-imports --no-cache

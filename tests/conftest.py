@@ -62,18 +62,6 @@ def make_videos(folder: Path) -> Path:
     return folder
 
 
-RAY_ROOMS = ("pipelines", "cluster", "jobs", "faults")
-
-
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With two workers, one takes the rooms that start clusters, the other the rest, file by file."""
-    for item in items:
-        room = item.path.parent.name
-        group = "ray" if room in RAY_ROOMS else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_videos(tmp_path_factory.mktemp("videos"))
