@@ -88,7 +88,7 @@ def purge(
 
 def complete(dataset: Dataset) -> Purged:
     """Finish every takedown that was begun, and search the whole tree for what they took down."""
-    taken, probes = Taken.of(dataset), []
+    taken, probes = Taken.of(dataset), _probes_of(dataset)
     done = Purged(sources=tuple(sorted(taken.sources)), clips=tuple(sorted(taken.clips)))
     for _ in range(PASSES if taken.sources or taken.clips else 0):
         taken, one = _enforce(dataset, taken, probes)
@@ -115,12 +115,16 @@ def _enforce(dataset: Dataset, taken: Taken, probes: list[Probe]) -> tuple[Taken
     inside = {name for one in found.values() for name in one.clips}
     taken = taken.with_clips(_clips_of(root, taken.sources) | inside)
     erase_annotations(dataset, taken)
+    known = len(probes)
     moved, gone = strip(root, taken, found, probes)
+    if probes[known:]:  # before the shards go: a repeat could not read them
+        said = [one.settings() for one in probes[known:]]
+        dataset.log_operation(OPERATION, {**_nothing(), "probes": said})
     moves.commit_moves(dataset, moved)
     new, tags = refreeze(root, taken, moved), retag(root, taken, moved)
     if new or tags:  # before the old ones go: a repeat would not find them
-        told = {"sources": [], "clips": sorted(inside), "reason": "", "views": new, "tags": tags}
-        dataset.log_operation(OPERATION, told)
+        told = {"clips": sorted(inside), "views": new, "tags": tags}
+        dataset.log_operation(OPERATION, {**_nothing(), **told})
     remove_views(root, new)
     left += remove_shards(root, gone)
     forget(root)  # last: what old versions name is known not to be somebody's who is still writing
@@ -213,6 +217,16 @@ def _ledgers(root: Root) -> list[Table]:
         place = tag.tables[refs.LEDGER]
         places.add((place.path, place.version))
     return [Table.open(root, path, None if v < 0 else v) for path, v in sorted(places)]
+
+
+def _nothing() -> dict[str, Any]:
+    return {"sources": [], "clips": [], "reason": "", "views": {}, "tags": []}
+
+
+def _probes_of(dataset: Dataset) -> list[Probe]:
+    """Return what earlier takedowns looked for, also those that died: once each."""
+    log = (row["detail"] for row in dataset.history() if row["operation"] == OPERATION)
+    return list(dict.fromkeys(Probe.told(one) for row in log for one in row.get("probes", ())))
 
 
 def _covers(past: Taken, asked: Taken) -> bool:

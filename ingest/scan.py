@@ -1,13 +1,15 @@
 """Looking for payload bytes in every file below a root, at about the speed of reading.
 
-Of each payload a stretch is remembered. Wherever in a file it lies, one of its first eight 8-byte
-windows begins at a multiple of eight: so only those words are looked up, all words of a file at once.
+Of each payload a stretch is remembered, as hashes only, so that it may be written down and looked for
+again. Wherever in a file it lies, one of its first eight 8-byte windows begins at a multiple of eight:
+so only those words are looked up, all words of a file at once.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,17 +20,32 @@ TRIES = 16
 BLOCK_BYTES = 4 << 20
 THREADS = 4
 _MASK = (1 << 20) - 1
+_FACTOR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """A stretch of a payload: whose it is, where in the payload, and how to know the whole."""
+    """A stretch of a payload: whose it is, its bytes in the payload, and how to know both.
+
+    `words` are 32-bit hashes of the eight 8-byte windows that the stretch begins with.
+    """
 
     name: str
     offset: int
-    data: bytes
+    size: int
+    words: tuple[int, ...]
+    stretch_crc32: int
     length: int
     crc32: int
+
+    def settings(self) -> dict[str, Any]:
+        """Return it as plain values, from which `told` makes it again."""
+        return asdict(self) | {"words": list(self.words)}
+
+    @classmethod
+    def told(cls, settings: Mapping[str, Any]) -> "Probe":
+        """Return the probe that wrote these settings."""
+        return cls(**(dict(settings) | {"words": tuple(settings["words"])}))
 
 
 def probe(name: str, payload: bytes) -> Probe | None:
@@ -42,9 +59,21 @@ def probe(name: str, payload: bytes) -> Probe | None:
     for start in starts if size >= MIN_PROBE_BYTES else ():
         data = payload[start : start + size]
         if len(set(data)) >= MIN_DISTINCT:
-            crc32 = zlib.crc32(payload)
-            return Probe(name=name, offset=start, data=data, length=len(payload), crc32=crc32)
+            windows = [int.from_bytes(data[k : k + WORD], "little") for k in range(WORD)]
+            return Probe(
+                name=name,
+                offset=start,
+                size=size,
+                words=tuple(_hashed(np.array(windows, np.uint64)).tolist()),
+                stretch_crc32=zlib.crc32(data),
+                length=len(payload),
+                crc32=zlib.crc32(payload),
+            )
     return None
+
+
+def _hashed(words: np.ndarray) -> np.ndarray:
+    return (words * _FACTOR) >> _SHIFT
 
 
 class Scan:
@@ -53,9 +82,9 @@ class Scan:
     def __init__(self, probes: Sequence[Probe]) -> None:
         self._probes = list(probes)
         windows = [
-            (int.from_bytes(one.data[k : k + WORD], "little"), number, k)
+            (word, number, k)
             for number, one in enumerate(self._probes)
-            for k in range(WORD)
+            for k, word in enumerate(one.words)
         ]
         windows.sort()
         self._words = np.array([word for word, _, _ in windows], np.uint64)
@@ -90,15 +119,15 @@ class Scan:
 
     def _candidates(self, block: bytes) -> Iterator[tuple[int, int]]:
         """Yield where in a block a probe lies, and its number."""
-        words = np.frombuffer(block, np.uint64, count=len(block) // WORD)
+        words = _hashed(np.frombuffer(block, np.uint64, count=len(block) // WORD))
         at = np.flatnonzero(self._maybe[words & np.uint64(_MASK)])
         first = np.searchsorted(self._words, words[at], "left")
         last = np.searchsorted(self._words, words[at], "right")
         for place, begin, end in zip(at.tolist(), first.tolist(), last.tolist(), strict=True):
             for number, k in self._whose[begin:end]:
-                start = place * WORD - k
-                data = self._probes[number].data
-                if start >= 0 and block[start : start + len(data)] == data:
+                start, one = place * WORD - k, self._probes[number]
+                data = block[start : start + one.size] if start >= 0 else b""
+                if len(data) == one.size and zlib.crc32(data) == one.stretch_crc32:
                     yield start, number
 
 

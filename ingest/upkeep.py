@@ -163,7 +163,12 @@ def query(tables: Mapping[str, Table], sql: str) -> pa.Table:
     try:
         found = pa.table(builder.execute(sql).read_all())
     except Exception as error:  # the engine's own classes are not public
-        raise ValueError(f"query: {str(error).splitlines()[0][:500]}") from error
+        line = f"query: {str(error).splitlines()[0][:500]}"
+        if any(word in line for word in ("Object Store error", "External error", "IO error")):
+            raise StorageError(
+                0, line, ", ".join(t.root.join(t.name) for t in tables.values())
+            ) from error
+        raise ValueError(line) from error
     return _plain(found)
 
 

@@ -259,8 +259,7 @@ def test_what_writers_left_behind_goes_when_it_is_old(tmp_path):
     mixed.unlink()
     again = purge(dataset, **ASKED)
     assert again.clean
-    # Without a payload to look for, what is left of one in a dead writer's file is not known.
-    assert not parquet.exists()
+    assert not dead.exists() and not parquet.exists()
     assert "ten minutes" in "".join(done.left)
 
 
@@ -312,3 +311,20 @@ def test_complete_has_nothing_to_do_where_nothing_was_taken_down(tmp_path):
     version = dataset.versions()
     assert purging.complete(dataset).clean
     assert Dataset.open(tmp_path).versions() == version
+
+
+def test_a_stray_copy_is_told_until_it_is_gone(full):
+    dataset, _every, _only_a = full
+    (row,) = dataset.query(f"SELECT shard FROM clips WHERE clip_id = '{CLIP}'").to_pylist()
+    stray = dataset.root.path / "copy.bin"
+    stray.write_bytes((dataset.root.path / row["shard"]).read_bytes())
+    first = purge(dataset, clips=[CLIP], reason="a")
+    again = purge(dataset, clips=[CLIP], reason="a")
+    for done in (first, again):
+        assert [line.partition(":")[0] for line in done.left] == ["copy.bin"]
+    (dataset.root.path / "another.bin").write_bytes(b"abc" + stray.read_bytes())
+    stray.unlink()
+    done = purge(dataset, clips=[CLIP], reason="a")
+    assert [line.partition(":")[0] for line in done.left] == ["another.bin"]
+    (dataset.root.path / "another.bin").unlink()
+    assert purge(dataset, clips=[CLIP], reason="a").clean
