@@ -192,6 +192,11 @@ def _known(dataset: Dataset, asked: Taken) -> Taken:
         rows = table.rows(["id", "source_sha256"])
         names.update(*(rows.column(name).unique().to_pylist() for name in rows.schema.names))
     unknown = (asked.sources | asked.clips) - names - past.sources - past.clips
+    if unknown:  # what only an old version names may still be in a shard
+        found, _trouble = holding(dataset.root, Taken(unknown, unknown))
+        inside = frozenset[str]().union(*(one.clips for one in found.values()))
+        unknown = unknown.difference(inside, *(one.sources for one in found.values()))
+        asked = asked.with_clips(inside)
     if unknown:
         shown = ", ".join(sorted(unknown)[:SHOWN])
         raise UnknownName(

@@ -66,6 +66,9 @@ def resolve(root: Root, at: str) -> dict[str, Place]:
         return head(root)
     if not at.isdigit():
         return dict(read_tag(root, at).tables)
+    newest = Table.open(root, LEDGER).version
+    if int(at) > newest:
+        raise NoSuchVersion(f"{root}: version {at} is not there yet; the newest is {newest}")
     try:
         ledger = Table.open(root, LEDGER, int(at))
         moment_s = committed_at_s(ledger, int(at))

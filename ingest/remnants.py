@@ -27,9 +27,10 @@ _COLUMNS = [*KEY, *TELLS, "clip_id", "source_sha256"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holding:
-    """A shard with payloads of what is taken down: their clips, how many others, and its age."""
+    """A shard with payloads of what is taken down: whose, how many others, and its age."""
 
     clips: frozenset[str]
+    sources: frozenset[str]
     others: int
     young: bool
 
@@ -49,14 +50,22 @@ def holding(root: Root, taken: Taken) -> tuple[dict[str, Holding], list[str]]:
         hit = among(told.column("clip_id"), clips) | among(told.column("source_sha256"), sources)
         if not hit.any():
             return None
-        names = hex_ids(told.column("clip_id").filter(pa.array(hit))).to_pylist()
-        others = int((~hit).sum())
-        return Holding(clips=frozenset(names), others=others, young=_young(entry))
+        mine = told.filter(pa.array(hit))
+        return Holding(
+            clips=_ids(mine, "clip_id"),
+            sources=_ids(mine, "source_sha256"),
+            others=int((~hit).sum()),
+            young=_young(entry),
+        )
 
     with ThreadPoolExecutor(THREADS) as pool:
         seen = list(zip(entries, pool.map(look, entries), strict=True))
     found = {entry.name: one for entry, one in seen if isinstance(one, Holding)}
     return found, [one for _, one in seen if isinstance(one, str)]
+
+
+def _ids(rows: pa.Table, name: str) -> frozenset[str]:
+    return frozenset(hex_ids(rows.column(name).drop_null()).to_pylist())
 
 
 def search(root: Root, taken: Taken, probes: Sequence[Probe]) -> list[str]:

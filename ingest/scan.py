@@ -45,7 +45,8 @@ class Probe:
     @classmethod
     def told(cls, settings: Mapping[str, Any]) -> "Probe":
         """Return the probe that wrote these settings."""
-        return cls(**(dict(settings) | {"words": tuple(settings["words"])}))
+        values: dict[str, Any] = {**settings, "words": tuple(settings["words"])}
+        return cls(**values)
 
 
 def probe(name: str, payload: bytes) -> Probe | None:

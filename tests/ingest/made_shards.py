@@ -60,7 +60,7 @@ def unit(root, source, clips=3, *, rejected=1, size=SIZE, note="", shard=True):
             "rule": None if clips else "no_clip_kept",
             "num_candidates": clips + rejected,
             "num_kept": clips,
-            "message": f"seen {source}",
+            "message": f"{source} was seen",
         }
     ]
     for number, (name, payload, place) in enumerate(zip(names, payloads, places, strict=True)):

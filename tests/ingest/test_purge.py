@@ -91,7 +91,8 @@ def check(place, *, gone=GONE, latents=True, versions=("one",)):
         assert f"caption of {name}".encode() not in everything
         assert f"label of {name}".encode() not in everything
     assert b"/videos/b.mp4" not in everything
-    assert b"seen b" not in everything
+    # Not the letter last: Parquet cuts long statistics and counts their last byte up, from a to b.
+    assert b"b was seen" not in everything
     assert b"/videos/c.mp4" in everything
     assert dataset.balance().ok
     fates = {(r["kind"], r["id"]): (r["fate"], r["rule"]) for r in dataset.ledger().to_pylist()}
@@ -259,7 +260,8 @@ def test_what_writers_left_behind_goes_when_it_is_old(tmp_path):
     mixed.unlink()
     again = purge(dataset, **ASKED)
     assert again.clean
-    assert not dead.exists() and not parquet.exists()
+    assert not dead.exists()
+    assert not parquet.exists()
     assert "ten minutes" in "".join(done.left)
 
 
@@ -328,3 +330,15 @@ def test_a_stray_copy_is_told_until_it_is_gone(full):
     assert [line.partition(":")[0] for line in done.left] == ["another.bin"]
     (dataset.root.path / "another.bin").unlink()
     assert purge(dataset, clips=[CLIP], reason="a").clean
+
+
+def test_what_only_an_old_version_names_can_be_taken_down(tmp_path):
+    dataset = made(tmp_path, "a")
+    before = dataset.version
+    add(dataset, "b")
+    restore(dataset, str(before))
+    done = purge(dataset, sources=[SOURCE], reason="asked")
+    assert done.clean
+    assert {name_of(f"b/{k}") for k in range(3)} <= set(done.clips)
+    assert payload_of("b/1") not in told(dataset.root)
+    assert verify(Dataset.open(tmp_path)).ok
