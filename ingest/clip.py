@@ -140,6 +140,8 @@ class Prep:
     cut_min_levels: float = 15.0
     cut_sure_levels: float = 45.0
     black_levels: float = 24.0
+    crop_bars: bool = True
+    max_unit_s: int = 300  # longer sources are worked on in parts, which end shots
     max_source_bytes: int = 16 << 30
     max_pixels: int = 8192 * 8192
     max_gap_s: float = 600.0
@@ -155,6 +157,8 @@ class Prep:
             )
         if not 0 <= self.crf <= 51:
             raise ValueError(f"crf={self.crf}: must be within 0 to 51")
+        if self.max_unit_s < 10:
+            raise ValueError(f"max_unit_s={self.max_unit_s}: must be at least 10")
         if self.gop < 1 or self.cut_trim_frames < 0:
             raise ValueError("gop must be at least 1 and cut_trim_frames at least 0")
 
