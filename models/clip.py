@@ -7,7 +7,6 @@ fp16 where they have no bf16.
 import difflib
 import hashlib
 import json
-import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from models.clip_aesthetic import AestheticHead
 from models.clip_generate import Beams
 from models.clip_pixels import Pixels
 from models.clip_towers import Clip
-from models.clip_weights import Weights, verified
+from models.clip_weights import UNREADABLE, Weights, no_tensors, verified
 
 __all__ = ["AestheticHead", "Beams", "Clip", "Weights", "identity", "load"]
 
@@ -60,10 +59,8 @@ def load(
                 force_preprocess_cfg=dict(shape.preprocess),
                 weights_only=True,
             )
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{file} holds more than tensors: convert it to safetensors"
-            ) from error
+        except UNREADABLE as error:
+            raise ValueError(no_tensors(file)) from error
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{file} does not fit {weights.model}: {reason}") from error
@@ -101,6 +98,10 @@ class _Shape:
 
 def _shape(weights: Weights) -> _Shape:
     if weights.model.endswith(".json"):
+        if weights.path is None:
+            raise ValueError(
+                f"{weights.model} is nobody's tag: give path and sha256 of its weights"
+            )
         return _own_shape(Path(weights.model))
     if weights.model not in open_clip.list_models():
         near = difflib.get_close_matches(weights.model, open_clip.list_models(), n=3, cutoff=0.4)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from models.clip_weights import verified
+from models.clip_weights import UNREADABLE, no_tensors, verified
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +31,10 @@ class AestheticHead:
         if not sha256:
             raise ValueError(f"the aesthetic head needs sha256; `sha256sum {path}`")
         found = verified(path, sha256)
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
         try:
-            return cls(layers=_layers(state), digest=found)
+            return cls(layers=_layers(_read(path)), digest=found)
+        except UNREADABLE as error:
+            raise ValueError(no_tensors(path)) from error
         except ValueError as error:
             raise ValueError(f"{path} is no aesthetic head: {error}") from error
 
@@ -57,6 +57,12 @@ class AestheticHead:
                 embedding = weight @ embedding + bias  # noqa: PLW2901
             scores[row] = embedding[0]
         return scores
+
+
+def _read(path: Path) -> Mapping[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _layers(state: Mapping[str, torch.Tensor]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:

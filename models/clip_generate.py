@@ -6,7 +6,7 @@ K beams, L tokens so far, V vocabulary, C channels, H height, W width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ class Beams:
         """Refuse a search without room."""
         if self.num_beams < 1 or not 1 <= self.min_tokens <= self.max_tokens:
             raise ValueError(f"{self} leaves no room to search")
+
+    def within(self, context_length: int) -> "Beams":
+        """Return the same search with no caption longer than the model can read."""
+        most = min(self.max_tokens, context_length)
+        return replace(self, max_tokens=most, min_tokens=min(self.min_tokens, most))
 
 
 @dataclass(slots=True)

@@ -96,7 +96,8 @@ class Clip:
             raise ValueError(
                 f"{self.name} cannot caption: name a CoCa model, such as coca_ViT-B-32"
             )
-        spoken = [self._spoken(frames, num_frames, beams or Beams()) for frames in clips]
+        beams = (beams or Beams()).within(self.model.context_length)
+        spoken = [self._spoken(frames, num_frames, beams) for frames in clips]
         return [self._nearest(f, s) for f, s in zip(clips, spoken, strict=True)]
 
     @torch.inference_mode()

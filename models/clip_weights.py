@@ -1,12 +1,18 @@
 """Which weights: a file and its sha256, or one of open_clip's tags; verified before it is read."""
 
 import hashlib
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TENSOR_FILES = (".safetensors", ".pt", ".pth", ".bin")
+
+# What torch and safetensors raise for a pickle of objects, a TorchScript archive, a page of HTML.
+UNREADABLE = (pickle.UnpicklingError, EOFError, SafetensorError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,3 +52,8 @@ def verified(path: Path, sha256: str) -> str:
     if sha256 and found != sha256:
         raise ValueError(f"{path} is not the file that was pinned: its sha256 is {found}")
     return found
+
+
+def no_tensors(path: Path) -> str:
+    """Say what is wrong with a file that raised one of UNREADABLE."""
+    return f"{path} is no file of tensors, or holds more than tensors: convert it to safetensors"
