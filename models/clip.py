@@ -30,6 +30,7 @@ from models.clip_weights import UNREADABLE, Weights, no_tensors, verified
 __all__ = ["AestheticHead", "Beams", "Clip", "Weights", "identity", "load"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
+_GPU_BATCH = 64
 _VERSION = 1  # raise it when the same weights would give other numbers
 
 
@@ -73,6 +74,7 @@ def load(
         digest=_digest(shape, found),
         device=torch.device(device),
         dtype=open_clip.get_input_dtype(precision) or torch.float32,
+        batch=1 if torch.device(device).type == "cpu" else _GPU_BATCH,
     )
 
 
@@ -113,7 +115,11 @@ def _shape(weights: Weights) -> _Shape:
 
 
 def _own_shape(path: Path) -> _Shape:
-    """A lab's own config, registered under a name of its content: two may share a file name."""
+    """A lab's own config, registered under a name of its content: two may share a file name.
+
+    open_clip takes the tokenizer of a config that names none from the model's name; here it is the
+    plain one then, so that what a config means does not depend on how its file is called.
+    """
     try:
         whole = json.loads(path.read_text("utf-8"))
         config = whole.get("model_cfg", whole)
@@ -122,7 +128,7 @@ def _own_shape(path: Path) -> _Shape:
         raise ValueError(f"{path} is no open_clip model config: {error}") from error
     if missing:
         raise ValueError(f"{path} is no open_clip model config: no {', '.join(sorted(missing))}")
-    name = f"{path.stem}-{_sha256(config)[:12]}"
+    name = f"config-{_sha256(config)[:16]}"
     if name not in open_clip.list_models():
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / f"{name}.json"

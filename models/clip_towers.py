@@ -1,8 +1,6 @@
 """A loaded CLIP or CoCa model at work: embeddings of clips and texts, tags, captions.
 
-On CPUs each clip and text is computed by itself, so that its numbers do not depend on its
-neighbours; GPUs take batches. Letters: N clips or texts, T frames, H height, W width, C channels,
-D width of an embedding.
+Letters: N clips or texts, T frames, H height, W width, C channels, D width of an embedding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,12 +14,14 @@ from torch.nn import functional
 from models.clip_generate import Beams, caption_tokens
 from models.clip_pixels import Pixels, picked
 
-_GPU_BATCH = 64
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A loaded model; `digest` changes whenever its embeddings would, rounding of a device aside."""
+    """A loaded model; `digest` changes whenever its embeddings would, rounding of a device aside.
+
+    `batch` is how many images or texts go through it at once; with 1 (as on CPUs) a clip or text is
+    computed by itself, to the bit the same whatever else is asked.
+    """
 
     model: Any
     tokenizer: Any
@@ -30,6 +30,7 @@ class Clip:
     digest: str
     device: torch.device
     dtype: torch.dtype
+    batch: int
     _vocabularies: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, init=False)
 
     def embed_frames(self, frames_THWC: np.ndarray, num_frames: int = 8) -> np.ndarray:
@@ -48,8 +49,8 @@ class Clip:
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 (N, D), L2-normalised; a text is cut at the model's context length."""
         parts = [
-            _unit(self.model.encode_text(self.tokenizer(part).to(self.device)).float()).cpu()
-            for part in _batches(list(texts), self._batch)
+            _unit(self.model.encode_text(self.tokenizer(list(part)).to(self.device)).float()).cpu()
+            for part in _batches(texts, self.batch)
         ]
         return torch.cat(parts).numpy() if parts else self._none()
 
@@ -97,16 +98,24 @@ class Clip:
                 f"{self.name} cannot caption: name a CoCa model, such as coca_ViT-B-32"
             )
         beams = (beams or Beams()).within(self.model.context_length)
-        spoken = [self._spoken(frames, num_frames, beams) for frames in clips]
+        spoken = [
+            captions
+            for part in _batches(clips, self.batch // max(1, num_frames))
+            for captions in self._spoken(part, num_frames, beams)
+        ]
         return [self._nearest(f, s) for f, s in zip(clips, spoken, strict=True)]
 
     @torch.inference_mode()
-    def _spoken(self, frames_THWC: np.ndarray, num_frames: int, beams: Beams) -> list[str]:
-        tokenizer = self.tokenizer
-        start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
-        images_TCHW = self._prepared(frames_THWC, num_frames)
-        found = caption_tokens(self.model, images_TCHW, start=start, end=end, beams=beams)
-        return [" ".join(tokenizer.decode(tokens).split()) for tokens in found]
+    def _spoken(
+        self, clips: Sequence[np.ndarray], num_frames: int, beams: Beams
+    ) -> Iterator[list[str]]:
+        """Yield the captions of each clip's frames."""
+        start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
+        images = [self._prepared(frames, num_frames) for frames in clips]
+        found = caption_tokens(self.model, torch.cat(images), start=start, end=end, beams=beams)
+        said = iter(" ".join(self.tokenizer.decode(tokens).split()) for tokens in found)
+        for frames in images:
+            yield [next(said) for _ in frames]
 
     def _nearest(self, frames_THWC: np.ndarray, captions: list[str]) -> str:
         different = list(dict.fromkeys(captions))
@@ -119,7 +128,7 @@ class Clip:
     def _frame_embeddings(
         self, clips: Sequence[np.ndarray], num_frames: int
     ) -> Iterator[torch.Tensor]:
-        for part in _batches(list(clips), max(1, self._batch // num_frames)):
+        for part in _batches(clips, self.batch // max(1, num_frames)):
             images = [self._prepared(frames, num_frames) for frames in part]
             found = _unit(self.model.encode_image(torch.cat(images)).float())
             yield from found.split([len(frames) for frames in images])
@@ -127,10 +136,6 @@ class Clip:
     def _prepared(self, frames_THWC: np.ndarray, num_frames: int) -> torch.Tensor:
         chosen = torch.from_numpy(picked(frames_THWC, num_frames)).to(self.device)
         return self.pixels(chosen.permute(0, 3, 1, 2)).to(self.dtype)
-
-    @property
-    def _batch(self) -> int:
-        return 1 if self.device.type == "cpu" else _GPU_BATCH
 
     def _none(self) -> np.ndarray:
         return np.zeros((0, self.embed_texts(["a"]).shape[1]), np.float32)
@@ -144,6 +149,6 @@ def _unit(x_ND: torch.Tensor) -> torch.Tensor:
     return functional.normalize(x_ND, dim=-1)
 
 
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), max(1, size)):
+        yield items[start : start + max(1, size)]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,13 @@ def test_numbers_do_not_depend_on_neighbours_order_or_repetition(clip, clips):
         clip.embed_texts(texts), np.concatenate([clip.embed_texts([t]) for t in texts])
     )
     assert all(np.array_equal(a, b) for a, b in zip(before, clips, strict=True))
+
+
+def test_batches_say_the_same_but_for_rounding(clip, clips):
+    large = replace(clip, batch=11)
+    assert np.allclose(large.embed_clips(clips, 4), clip.embed_clips(clips, 4), atol=1e-5)
+    texts = [scene.caption for scene in SCENES]
+    assert np.allclose(large.embed_texts(texts), clip.embed_texts(texts), atol=1e-5)
 
 
 def test_nothing_asked_nothing_given(clip):
@@ -319,3 +327,4 @@ def test_a_coca_of_any_weights_says_one_line_a_clip_and_a_clip_model_refuses(tmp
     assert [type(text) for text in said] == [str] * 3
     assert said == [coca.caption([frames], num_frames=2)[0] for frames in clips]
     assert coca.caption([]) == []
+    assert [bool(text) for text in replace(coca, batch=16).caption(clips)] == [True] * 3

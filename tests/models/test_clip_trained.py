@@ -3,6 +3,8 @@
 The trained models come from tests/models/tiny_clip.py: about a minute each on a first run.
 """
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -125,6 +127,7 @@ def test_captions_are_right(tmp_path, renders):
     wanted = [said(scene) for scene, _ in chosen]
     spoken = coca.caption([frames for _, frames in chosen])
     assert np.mean([a == b for a, b in zip(spoken, wanted, strict=True)]) > 0.6  # chance is 1/24
+    assert replace(coca, batch=8).caption([frames for _, frames in chosen]) == spoken
     greedy = coca.caption([chosen[0][1]], beams=Beams(num_beams=1))
     assert greedy[0].endswith("on a background")
     several = coca.caption([frames for _, frames in chosen], num_frames=3)
