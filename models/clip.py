@@ -7,6 +7,7 @@ fp16 where they have no bf16.
 import difflib
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -195,7 +196,11 @@ def _file(weights: Weights, cache_dir: Path | None) -> Path:
 
 @contextmanager
 def _offline(model: str, config: Mapping[str, Any]) -> Iterator[None]:
-    """Keep every library off the network: without one they retry for most of a minute."""
+    """Keep every library off the network: without one they retry for most of a minute.
+
+    open_clip's log calls also give the root logger a handler; the program's own stay as they were.
+    """
+    handlers = list(logging.getLogger().handlers)
     before = huggingface_hub.constants.HF_HUB_OFFLINE
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
@@ -212,6 +217,7 @@ def _offline(model: str, config: Mapping[str, Any]) -> Iterator[None]:
         ) from error
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = before
+        logging.getLogger().handlers[:] = handlers
 
 
 def _precision(device: str) -> Precision:

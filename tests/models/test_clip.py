@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import logging
 import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import open_clip
 import pytest
@@ -315,6 +317,14 @@ def test_a_text_side_that_would_be_fetched_is_one_clear_error(tmp_path, weights)
     with pytest.raises(FileNotFoundError, match="`hf download nobody/nothing`"):
         load(Weights(model=str(tmp_path / "hub.json"), path=weights.path, sha256=weights.sha256))
     assert time.monotonic() - begun < 10
+
+
+def test_loading_leaves_logs_and_the_network_switch_as_they_were(weights, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    load(weights)
+    assert logging.getLogger().handlers == []
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_a_coca_of_any_weights_says_one_line_a_clip_and_a_clip_model_refuses(tmp_path, clip, clips):
