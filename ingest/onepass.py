@@ -139,7 +139,7 @@ class OnePass:
         contract = self.prep.contract
         frames = held.take(window, contract.step)
         fps = contract.payload_fps(reading.fps)
-        scores = score(planes.lumas(frames), fps)
+        scores = score(frames, fps)
         row = self._clip_row(window, reading)
         fate = PURGED if row["id"] in self.purged else self.keep.decide(scores)
         if fate.name == "kept":
