@@ -12,6 +12,7 @@ import cv2
 import decord
 import numpy as np
 
+from ingest import planes
 from ingest.clip import Contract
 
 MAX_MEAN_ERROR = (
@@ -143,26 +144,28 @@ def check_payload(
     contract: Contract,
     *,
     fps: Fraction | float | None = None,
-    reference_THWC: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
 ) -> None:
     """Decode every frame and compare count, times and, if given, pixels with the contract.
 
-    `fps` is the row's rate, which a contract of native frames does not know. A still must equal its
-    reference. Raises ValueError that says what is wrong.
+    `fps` is the row's rate, which a contract of native frames does not know. `reference` holds the
+    frames that were encoded, RGB or planar; a still must equal it. Raises ValueError that says what
+    is wrong.
     """
     if contract.is_still:
         frames_THWC = payload_frames(payload, kind="png")
     else:
         frames_THWC = _timed_frames(payload, contract, contract.fps if fps is None else fps)
-    if reference_THWC is None:
+    if reference is None:
         return
-    if frames_THWC.shape != reference_THWC.shape:
-        raise ValueError(f"payload decodes to {frames_THWC.shape}, not {reference_THWC.shape}")
+    shape = (len(reference), *planes.size(reference[0])[::-1], 3)
+    if frames_THWC.shape != shape:
+        raise ValueError(f"payload decodes to {frames_THWC.shape}, not {shape}")
     if contract.is_still:
-        if not np.array_equal(frames_THWC, reference_THWC):
+        if not np.array_equal(frames_THWC, reference):
             raise ValueError("payload differs from its picture, though it is lossless")
         return
-    _compare(frames_THWC, reference_THWC)
+    _compare(frames_THWC, reference)
 
 
 def _timed_frames(
@@ -182,12 +185,12 @@ def _timed_frames(
     return frames_THWC
 
 
-def _compare(frames_THWC: np.ndarray, reference_THWC: np.ndarray) -> None:
+def _compare(frames_THWC: np.ndarray, reference: np.ndarray) -> None:
     step = 4  # every fourth pixel tells as much at a sixteenth of the cost
-    difference = np.abs(
-        frames_THWC[:, ::step, ::step].astype(np.int16) - reference_THWC[:, ::step, ::step]
-    )
-    errors_T = difference.mean(axis=(1, 2, 3))
+    decoded_THW = planes.lumas(np.ascontiguousarray(frames_THWC[:, ::step, ::step]))
+    wanted_THW = np.stack([planes.luma(frame)[::step, ::step] for frame in reference])
+    difference = np.abs(decoded_THW.astype(np.int16) - wanted_THW)
+    errors_T = difference.mean(axis=(1, 2))
     if errors_T.max() > MAX_MEAN_ERROR:
         worst = int(errors_T.argmax())
         raise ValueError(

@@ -9,7 +9,7 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
-from ingest import ffmpeg
+from ingest import ffmpeg, planes
 from ingest.clip import Prep
 
 EXACT: dict[str, object] = {
@@ -62,17 +62,21 @@ def _h264(crf: int, preset: str, gop: int) -> dict[str, object]:
     }
 
 
-def encode_clip(frames_THWC: np.ndarray, prep: Prep, *, fps: Fraction | int | None = None) -> bytes:
-    """Encode uint8 THWC frames (even height and width) as the H.264 payload of one clip.
+def encode_clip(frames: np.ndarray, prep: Prep, *, fps: Fraction | int | None = None) -> bytes:
+    """Encode frames, planar or RGB with even sides, as the H.264 payload of one clip.
 
     It plays at exactly `fps`, which a contract of native frames does not know by itself; without it
     at the contract's. Raises ValueError when nothing tells the rate, or for other arrays.
     """
-    data, size = _packed(frames_THWC)
     rate = prep.contract.fps if fps is None else fps
     if isinstance(rate, str) or rate <= 0:
         raise ValueError(f"fps={fps} with a contract of {rate} frames: give the clip's own rate")
     options = _h264(prep.crf, prep.preset, prep.gop) | MP4 | EXACT
+    if planes.is_planar(frames[0]):
+        data = np.ascontiguousarray(frames).data.cast("B")
+        size = planes.size(frames[0])
+        return ffmpeg.encode(data, size=size, fps=rate, options=options, pix_fmt="yuv420p")
+    data, size = _packed(frames)
     return ffmpeg.encode(data, size=size, fps=rate, options=options, filters=(TO_BT709,))
 
 

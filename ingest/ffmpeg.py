@@ -161,7 +161,7 @@ def start(command: list[str], prep: Prep) -> "subprocess.Popen[bytes]":
 
 
 def decode_command(uri: str, info: VideoInfo, prep: Prep, size: tuple[int, int]) -> list[str]:
-    """Arguments that write `size` rgb24 frames of the stream to the standard output.
+    """Arguments that write `size` frames of the stream to the standard output; see planes.
 
     They come at the rate of the contract; for native frames and pictures, each as it was decoded.
     """
@@ -178,9 +178,12 @@ def decode_command(uri: str, info: VideoInfo, prep: Prep, size: tuple[int, int])
         frames = frames.filter("setpts", "PTS-STARTPTS").filter("fps", fps, round="up")
     # What is RGB already has no matrix, and the filter refuses the word for it.
     matrix = {} if info.matrix == "gbr" else {"in_color_matrix": info.matrix}
+    if not prep.contract.is_still:
+        matrix |= {"out_color_matrix": "bt709", "out_range": "tv"}
     frames = frames.filter("scale", *size, flags=SCALE_FLAGS, **matrix).filter("setsar", 1)
     only = {"frames:v": 1} if info.picture else {}
-    output = frames.output("pipe:1", f="rawvideo", pix_fmt="rgb24", fps_mode="passthrough", **only)
+    form = "rgb24" if prep.contract.is_still else "yuv420p"
+    output = frames.output("pipe:1", f="rawvideo", pix_fmt=form, fps_mode="passthrough", **only)
     return _command(output, uri)
 
 
@@ -197,15 +200,16 @@ def encode(
     size: tuple[int, int],
     fps: int | Fraction,
     options: dict[str, object],
+    pix_fmt: str = "rgb24",
     filters: Sequence[tuple[str, dict[str, object]]] = (),
 ) -> bytes:
-    """Encode packed rgb24 frames of `size` (width, height) px at `fps` and return the file.
+    """Encode packed frames (rgb24, or another raw format) of `size` (width, height) px at `fps` and return the file.
 
     The file is written to memory, because an MP4 needs a seekable place and a disk is not needed.
     Raises EncodeError with ffmpeg's reason.
     """
     stream = ffmpeg.input(
-        "pipe:0", f="rawvideo", pix_fmt="rgb24", s=f"{size[0]}x{size[1]}", framerate=fps, threads=1
+        "pipe:0", f="rawvideo", pix_fmt=pix_fmt, s=f"{size[0]}x{size[1]}", framerate=fps, threads=1
     )
     for name, settings in filters:
         stream = stream.filter(name, **settings)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ingest import planes
 from ingest.caption import Captions
 from ingest.clip import Prep, clip_id, payload_kind
 from ingest.decode import check_payload
@@ -38,10 +39,10 @@ class Held:
     def __init__(self, finder: WindowFinder) -> None:
         self._finder, self._frames, self._judged = finder, dict[int, np.ndarray](), 0
 
-    def add(self, index: int, frame_HWC: np.ndarray) -> None:
+    def add(self, index: int, frame: np.ndarray) -> None:
         """Hold the next frame, if anybody needs it, and let go of those that nobody needs now."""
         if self._finder.needs(index):
-            self._frames[index] = frame_HWC
+            self._frames[index] = frame
         decided = self._finder.undecided_from
         for skipped in range(self._judged, min(decided, index)):
             if not self._finder.needs(skipped):
@@ -53,7 +54,7 @@ class Held:
             del self._frames[oldest]
 
     def take(self, window: Window, step: int) -> np.ndarray:
-        """Return the frames of a window as uint8 THWC."""
+        """Return the frames of a window."""
         return np.stack([self._frames[n] for n in range(window.start, window.end, step)])
 
 
@@ -80,13 +81,13 @@ class OnePass:
         cuts = NativeCutFinder(self.prep) if contract.native else CutFinder(self.prep)
         finder = WindowFinder(contract, trim_frames(self.prep, reading.fps))
         held, count = Held(finder), 0
-        for frame_HWC in reading:
+        for frame in reading:
             if not count:
                 reading.wait_for_clock()
                 if reading.hdr:
                     return Fate(name="rejected", rule="hdr", message="PQ or HLG transfer")
-            held.add(count, frame_HWC)
-            for is_cut in cuts.feed(frame_HWC, reading.at_s(count)):
+            held.add(count, frame)
+            for is_cut in cuts.feed(planes.luma(frame), reading.at_s(count)):
                 for window in finder.feed(is_cut=is_cut):
                     self._window(window, held, reading, shard)
             count += 1
@@ -129,13 +130,13 @@ class OnePass:
 
     def _window(self, window: Window, held: Held, reading: Reading, shard: ShardWriter) -> None:
         contract = self.prep.contract
-        frames_THWC = held.take(window, contract.step)
+        frames = held.take(window, contract.step)
         fps = contract.payload_fps(reading.fps)
-        scores = score(frames_THWC, fps)
+        scores = score(planes.lumas(frames), fps)
         row = self._clip_row(window, reading)
         fate = PURGED if row["id"] in self.purged else self.keep.decide(scores)
         if fate.name == "kept":
-            fate = self._store(row, frames_THWC, fps, shard)
+            fate = self._store(row, frames, fps, shard)
         row |= scores
         row |= fate.columns()
         self.rows.append(row)
@@ -170,16 +171,16 @@ class OnePass:
         }
 
     def _store(
-        self, row: dict[str, object], frames_THWC: np.ndarray, fps: Fraction, shard: ShardWriter
+        self, row: dict[str, object], frames: np.ndarray, fps: Fraction, shard: ShardWriter
     ) -> Fate:
         contract = self.prep.contract
         payload = (
-            encode_still(frames_THWC[0])
+            encode_still(frames[0])
             if contract.is_still
-            else encode_clip(frames_THWC, self.prep, fps=fps)
+            else encode_clip(frames, self.prep, fps=fps)
         )
         try:
-            check_payload(payload, contract, fps=fps, reference_THWC=frames_THWC)
+            check_payload(payload, contract, fps=fps, reference=frames)
         except ValueError as error:
             return Fate(
                 name="failed", stage="check", error_class="BrokenContract", message=str(error)

@@ -96,7 +96,7 @@ class _Log(threading.Thread):
 
 
 class Reading:
-    """A source being decoded; iterate once for uint8 HWC frames as the contract wants them.
+    """A source being decoded; iterate once for frames (see planes) as the contract wants them.
 
     Use as a context manager: leaving it ends the child. Iterating raises SourceError. A native
     frame whose time is not after all before it was never due on screen, and is left out.
@@ -108,6 +108,8 @@ class Reading:
         self.width, self.height = payload_size(
             *info.display_size, prep.payload_short_side_px, even=not contract.is_still
         )
+        planar = (self.height * 3 // 2, self.width)
+        self._shape = (self.height, self.width, 3) if contract.is_still else planar
         self._ticks, self._last_length, self._num_late = array("q"), 0, 0
         command = ffmpeg.decode_command(uri, info, prep, (self.width, self.height))
         self._child = ffmpeg.start(command, prep)
@@ -142,7 +144,7 @@ class Reading:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while True:
-            frame = np.empty((self.height, self.width, 3), np.uint8)
+            frame = np.empty(self._shape, np.uint8)
             if not self._fill(frame.data.cast("B"), fd, poll):
                 break
             if self._log.times is None or self._due(self._log.times):

@@ -16,12 +16,11 @@ DUPLICATE_FLOOR = 0.05  # grey levels: a repeated frame is below also after loss
 RANGE_PERCENTILES = (1, 99)
 
 
-def score(frames_THWC: np.ndarray, fps: Fraction | float) -> dict[str, float | None]:
-    """Return every score of uint8 RGB frames at `fps`; schema.SCORE_FIELDS has units and ranges.
+def score(grey_THW: np.ndarray, fps: Fraction | float) -> dict[str, float | None]:
+    """Return every score of grey uint8 frames at `fps`; schema.SCORE_FIELDS has units and ranges.
 
     What takes two frames is null for a single one, whose `fps` means nothing.
     """
-    grey_THW = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames_THWC])
     small_THW = np.stack([_shrink(grey) for grey in grey_THW])
     low, high = np.percentile(small_THW, RANGE_PERCENTILES)
     return {

@@ -66,12 +66,12 @@ class CutFinder:
         self._shown = False
         self._flags: deque[bool] = deque()
 
-    def feed(self, frame_HWC: np.ndarray, _at_s: Fraction | None = None) -> list[bool]:
-        """Look at the next uint8 RGB frame; return the flags that are now certain.
+    def feed(self, luma_HW: np.ndarray, _at_s: Fraction | None = None) -> list[bool]:
+        """Look at the next frame, grey uint8; return the flags that are now certain.
 
         Frames come at one rate, so their times (which NativeCutFinder wants) tell nothing.
         """
-        return self.look(shrunk(frame_HWC))
+        return self.look(shrunk(luma_HW))
 
     def look(self, small_HWC: np.ndarray) -> list[bool]:
         """Do what `feed` does for a frame that is `shrunk` already."""
@@ -114,9 +114,9 @@ class NativeCutFinder:
         self._jumps: list[float] = []  # of the frames since the last look
         self._gaps: deque[list[float]] = deque()  # the same for looks that are not certain yet
 
-    def feed(self, frame_HWC: np.ndarray, at_s: Fraction) -> list[bool]:
-        """Take the next uint8 RGB frame, on screen from `at_s`; return the flags now certain."""
-        small_HWC = shrunk(frame_HWC)
+    def feed(self, luma_HW: np.ndarray, at_s: Fraction) -> list[bool]:
+        """Take the next frame, grey uint8, on screen from `at_s`; return the flags now certain."""
+        small_HWC = shrunk(luma_HW)
         bright_HW = small_HWC.max(axis=2)  # what the detectors call luma
         before_HW = bright_HW if self._before_HW is None else self._before_HW
         self._jumps.append(float(cv2.absdiff(bright_HW, before_HW).mean()))
@@ -147,13 +147,13 @@ class NativeCutFinder:
         return flags
 
 
-def shrunk(frame_HWC: np.ndarray) -> np.ndarray:
-    """Return a uint8 RGB frame as the detectors see it: BGR, SHOT_LINES_PX lines at most."""
-    height, width = frame_HWC.shape[:2]
+def shrunk(luma_HW: np.ndarray) -> np.ndarray:
+    """Return a grey frame as the detectors see it: BGR, SHOT_LINES_PX lines at most."""
+    height, width = luma_HW.shape
     lines = min(SHOT_LINES_PX, height)
     size = (max(1, round(width * lines / height)), lines)
-    small_HWC = cv2.resize(frame_HWC, size, interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(small_HWC, cv2.COLOR_RGB2BGR)
+    small_HW = cv2.resize(luma_HW, size, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small_HW, cv2.COLOR_GRAY2BGR)
 
 
 def trim_frames(prep: Prep, stream_fps: Fraction) -> int:

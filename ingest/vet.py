@@ -21,7 +21,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from ingest import ffmpeg
+from ingest import ffmpeg, planes
 from ingest.clip import Contract, Prep
 from ingest.decode import check_payload
 from ingest.ledger import Fate
@@ -153,10 +153,10 @@ def vet(payload: bytes, prep: Prep) -> Vetted:
         _check_form(payload, info, prep)
         short_side_px = max(16, (min(info.display_size) + 1) // 2 * 2)  # as it is, nothing shrinks
         whole = replace(native, payload_short_side_px=short_side_px)
-        frames_THWC = _frames(Reading(path, info, whole), prep.contract.frames)
+        frames = _frames(Reading(path, info, whole), prep.contract.frames)
     fps = info.pace.fps if info.pace else Fraction(0)
     try:
-        check_payload(payload, prep.contract, fps=fps, reference_THWC=frames_THWC)
+        check_payload(payload, prep.contract, fps=fps, reference=frames)
     except ValueError as error:
         raise BrokenContract(str(error)) from error
     return Vetted(
@@ -164,9 +164,9 @@ def vet(payload: bytes, prep: Prep) -> Vetted:
         frame_count=prep.contract.frames,
         fps_num=fps.numerator,
         fps_den=fps.denominator,
-        width=frames_THWC.shape[2],
-        height=frames_THWC.shape[1],
-        scores=score(frames_THWC, fps or 1),
+        width=planes.size(frames[0])[0],
+        height=planes.size(frames[0])[1],
+        scores=score(planes.lumas(frames), fps or 1),
     )
 
 
@@ -202,10 +202,10 @@ def _check_form(payload: bytes, info: VideoInfo, prep: Prep) -> None:
 def _frames(reading: Reading, num_frames: int) -> np.ndarray:
     frames: list[np.ndarray] = []
     with reading:
-        for frame_HWC in reading:
+        for frame in reading:
             if len(frames) == num_frames:
                 raise BrokenContract(f"more than {num_frames} frames")
-            frames.append(frame_HWC)
+            frames.append(frame)
         if reading.hdr:
             raise BrokenContract("PQ or HLG transfer")
         if reading.damage:

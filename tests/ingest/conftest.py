@@ -11,6 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from ingest import planes
 from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
@@ -74,11 +75,12 @@ class Studio:
         return self.made[name]
 
 
-def numbers_of(frames_THWC: np.ndarray) -> list[int]:
-    """Read the bars back from frames of any size."""
-    height, width = frames_THWC.shape[1:3]
+def numbers_of(frames: np.ndarray) -> list[int]:
+    """Read the bars back from frames of any size, planar or RGB."""
+    grey_THW = planes.lumas(frames)
+    height, width = grey_THW.shape[1:]
     strip = height * STRIP // HEIGHT
-    middle = frames_THWC[:, -strip // 2 - 1 : -strip // 2 + 1].mean(axis=(1, 3))
+    middle = grey_THW[:, -strip // 2 - 1 : -strip // 2 + 1].mean(axis=1)
     centres = [round((bit + 0.5) * width / BITS) for bit in range(BITS)]
     bits = middle[:, centres] > 127
     return [sum(1 << bit for bit in range(BITS) if row[bit]) for row in bits]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import ffmpeg
+from ingest import ffmpeg, planes
 from ingest.clip import Contract, Prep, clip_id, played_s
 from ingest.decode import check_payload, payload_frames
 from ingest.onepass import Held
@@ -62,7 +62,7 @@ def test_every_third_frame_and_an_exact_rate(studio, curate, read_numbers, tmp_p
     for row, frames, payload in found:
         assert Fraction(row["fps_num"], row["fps_den"]) == wanted
         assert (row["frame_count"], row["payload_kind"]) == (16, "h264_mp4")
-        check_payload(payload, LATTE, fps=wanted, reference_THWC=frames)
+        check_payload(payload, LATTE, fps=wanted, reference=frames)
         with pytest.raises(ValueError, match="constant"):
             check_payload(payload, LATTE, fps=wanted * 3)
         assert played_s(16, row["fps_num"], row["fps_den"]) == float(16 / wanted)
@@ -149,7 +149,7 @@ def test_what_flashes_between_two_looks_ends_a_shot(studio):
 def cuts_of(frames, fps):
     finder, found = NativeCutFinder(native()), []
     for number, frame in enumerate(frames):
-        found += finder.feed(frame, number / fps)
+        found += finder.feed(planes.luma(frame), number / fps)
     found += finder.end()
     return [index for index, is_cut in enumerate(found) if is_cut], len(found)
 
@@ -365,7 +365,7 @@ def test_cuts_of_real_videos_lie_where_they_lie_at_sixteen(shared_videos, name):
     finder, flags = NativeCutFinder(prep), []
     with Reading(path, ffmpeg.probe(path, prep), prep) as reading:
         for count, frame in enumerate(reading):
-            flags += finder.feed(frame, reading.at_s(count))
+            flags += finder.feed(planes.luma(frame), reading.at_s(count))
         flags += finder.end()
         found = [float(reading.at_s(index)) for index, is_cut in enumerate(flags) if is_cut]
     assert found == pytest.approx([slot / 16 for slot in known[name]], abs=1.01 / 16)

@@ -19,9 +19,9 @@ def test_a_broken_contract_is_told(studio):
         check_payload(encode_video(frames, 24, lossless=False), contract)
     payload = encode_clip(frames, Prep())
     with pytest.raises(ValueError, match="differs"):
-        check_payload(payload, contract, reference_THWC=255 - frames)
+        check_payload(payload, contract, reference=255 - frames)
     with pytest.raises(ValueError, match="decodes to"):
-        check_payload(payload, contract, reference_THWC=frames[:, :64])
+        check_payload(payload, contract, reference=frames[:, :64])
     for broken in (b"", b"not a video at all", payload[: len(payload) // 2]):
         with pytest.raises(ValueError, match="payload"):
             check_payload(broken, contract)
@@ -72,11 +72,11 @@ def test_a_still_is_one_frame_whole_or_nothing():
     assert payload_frames(payload, kind="png", width=8, height=8).shape == (1, 8, 8, 3)
     assert payload_frames(payload, kind="png", indices=[0, 0]).shape == (2, 33, 47, 3)
     still = Contract(frames=1)
-    check_payload(payload, still, reference_THWC=frames)
+    check_payload(payload, still, reference=frames)
     with pytest.raises(ValueError, match="lossless"):
-        check_payload(payload, still, reference_THWC=frames ^ (frames == frames[0, 0, 0]))
+        check_payload(payload, still, reference=frames ^ (frames == frames[0, 0, 0]))
     with pytest.raises(ValueError, match="decodes to"):
-        check_payload(payload, still, reference_THWC=frames[:, 1:])
+        check_payload(payload, still, reference=frames[:, 1:])
     for broken in (b"", b"no picture", payload[: len(payload) // 2], payload[:-12]):
         with pytest.raises(ValueError, match="payload"):
             check_payload(broken, still)

@@ -18,7 +18,7 @@ def test_the_same_frames_give_the_same_bytes(studio):
 def test_a_payload_decodes_to_its_frames_in_order(studio, read_numbers):
     frames = studio.frames(80)
     payload = encode_clip(frames, Prep())
-    check_payload(payload, Prep().contract, reference_THWC=frames)
+    check_payload(payload, Prep().contract, reference=frames)
     assert read_numbers(payload_frames(payload)) == list(range(80))
     picks = [79, 3, 40, 17, 16, 15]
     assert read_numbers(payload_frames(payload, indices=picks)) == picks

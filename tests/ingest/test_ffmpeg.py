@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ingest import ffmpeg
+from ingest import ffmpeg, planes
 from ingest.clip import Contract, Prep
 from ingest.encode import encode_video
 from ingest.rates import Pace
@@ -69,14 +69,46 @@ def test_a_playlist_opens_nothing_else(studio, name, text):
         ffmpeg.probe(str(playlist), Prep())
 
 
-def test_rgb_video_is_decoded_exactly(studio):
-    """Its matrix has a name that no scaler takes."""
-    frames = studio.frames(8)
-    path = studio.folder / "rgb.mp4"
-    path.write_bytes(encode_video(frames, 16, lossless=True))
+COLOURS = np.array(
+    [[230, 30, 40], [20, 200, 60], [30, 60, 220], [240, 220, 30], [128, 128, 128], [250, 250, 250]]
+)
+
+
+def patches():
+    """Eight frames with a stripe of each colour, 32 px wide."""
+    row = np.repeat(COLOURS, 32, 0).astype(np.uint8)
+    return np.tile(row, (8, 128, 1, 1))
+
+
+def colours_of(frame):
+    """Return RGB of the middle of each stripe, by the equations of BT.709 in TV range."""
+    width, height = planes.size(frame)
+    y, u, v = np.split(frame.reshape(-1).astype(float), [width * height, width * height * 5 // 4])
+    at = 32 * np.arange(len(COLOURS)) + 16
+    luma = (y.reshape(height, width)[64, at] - 16) / 219
+    blue, red = ((c.reshape(height // 2, -1)[32, at // 2] - 128) / 224 for c in (u, v))
+    rgb = np.stack([luma + 1.5748 * red, luma - 0.1873 * blue - 0.4681 * red, luma + 1.8556 * blue])
+    return 255 * rgb.T
+
+
+@pytest.mark.parametrize("matrix", ["smpte170m", "bt709", "rgb"])
+@pytest.mark.parametrize("levels", ["tv", "pc"])
+def test_colours_come_through_whatever_the_source_stores(studio, matrix, levels):
+    exact, path = studio.folder / "rgb.mp4", studio.folder / f"{matrix}-{levels}.mp4"
+    exact.write_bytes(encode_video(patches(), 16, lossless=True))
+    if matrix == "rgb":
+        path = exact
+    else:
+        scale = f"scale=out_color_matrix={matrix}:out_range={levels}:flags=accurate_rnd"
+        told = ["-colorspace", matrix, "-color_range", levels]
+        lossless = ["-c:v", "libx264", "-qp", "0", "-pix_fmt", "yuv444p"]
+        studio.run("-i", exact, "-vf", scale, *lossless, *told, path)
     info = ffmpeg.probe(str(path), Prep())
     with Reading(str(path), info, Prep()) as reading:
-        assert np.array_equal(np.stack(list(reading)), frames)
+        (first, *_rest) = list(reading)
+    assert np.abs(colours_of(first) - COLOURS).max() < 5
+    grey = planes.luma(first)[64, 16::32] - COLOURS @ (0.2126, 0.7152, 0.0722)
+    assert np.abs(grey).max() < 3
 
 
 def test_the_pace_is_measured_for_native_frames_only(studio):

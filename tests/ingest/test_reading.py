@@ -98,7 +98,7 @@ def test_size_change_in_the_middle(studio, read_numbers):
     with both.open("ab") as file:
         file.write(second.read_bytes())
     frames, _ = read(both)
-    assert {frame.shape for frame in frames} == {(128, 192, 3)}
+    assert {frame.shape for frame in frames} == {(192, 192)}  # 128 lines of Y, 64 of U and V
     numbers = read_numbers(np.stack(frames))
     assert numbers[:40] == list(range(40))
     assert numbers[42:70] == list(range(numbers[42], numbers[42] + 28))

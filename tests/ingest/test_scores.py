@@ -3,6 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from ingest import planes
 from ingest.schema import SCORES
 from ingest.scores import duplicate_frame_share, motion, score
 
@@ -24,7 +25,7 @@ def textured(shift=0):
 
 
 def test_all_scores_are_there_and_finite(studio):
-    scores = score(studio.frames(80), 16)
+    scores = score(planes.lumas(studio.frames(80)), 16)
     assert tuple(scores) == SCORES
     assert all(np.isfinite(value) for value in scores.values())
 
@@ -38,9 +39,9 @@ def test_motion_is_diagonals_per_second(speed_px):
 
 
 def test_motion_does_not_depend_on_size_or_rate():
-    small = score(np.stack([textured(k) for k in range(80)]), 16)["motion"]
+    small = score(planes.lumas(np.stack([textured(k) for k in range(80)])), 16)["motion"]
     frames = np.stack([textured(k) for k in range(80)])
-    large = score(frames.repeat(2, 1).repeat(2, 2), 16)["motion"]
+    large = score(planes.lumas(frames.repeat(2, 1).repeat(2, 2)), 16)["motion"]
     assert small == pytest.approx(large, rel=0.2)
     assert motion(frames[..., 0], 32) == pytest.approx(2 * motion(frames[..., 0], 16), rel=0.25)
 
@@ -55,7 +56,7 @@ def test_motion_takes_any_rate():
 
 def test_a_still_has_no_motion_and_all_duplicates():
     frames = np.repeat(textured()[None], 80, 0)
-    scores = score(frames, 16)
+    scores = score(planes.lumas(frames), 16)
     assert scores["motion"] == pytest.approx(0, abs=1e-6)
     assert scores["duplicate_frame_share"] == 1
 
@@ -68,16 +69,16 @@ def test_duplicates_are_counted_exactly():
 
 
 def test_luma_and_sharpness():
-    flat = score(np.full((10, 64, 64, 3), 50, np.uint8), 16)
+    flat = score(planes.lumas(np.full((10, 64, 64, 3), 50, np.uint8)), 16)
     assert flat["luma_mean"] == pytest.approx(50, abs=0.5)
     assert (flat["luma_range"], flat["sharpness"]) == (0, 0)
-    sharp = score(np.stack([textured()] * 10), 16)
+    sharp = score(planes.lumas(np.stack([textured()] * 10)), 16)
     assert sharp["luma_range"] > 50
     assert sharp["sharpness"] > 10
 
 
 def test_unknown_is_null_and_not_zero():
-    single = score(textured()[None], 16)
-    assert score(textured()[None], 0).keys() == single.keys()  # a still has no rate
+    single = score(planes.lumas(textured()[None]), 16)
+    assert score(planes.lumas(textured()[None]), 0).keys() == single.keys()  # a still has no rate
     assert single["motion"] is None
     assert single["duplicate_frame_share"] is None

@@ -44,7 +44,7 @@ def saved(path: Path, picture: np.ndarray) -> Path:
 def still_of(path, root, curate, **changes):
     result = curate(path, root, prep=Prep(contract=STILL, **changes))
     ((row, frames, payload),) = rows_and_frames(result, root)
-    check_payload(payload, STILL, reference_THWC=frames)
+    check_payload(payload, STILL, reference=frames)
     return row, frames[0]
 
 
