@@ -128,7 +128,8 @@ def _take(shot: np.ndarray, rng: np.random.Generator, length: int) -> np.ndarray
 def _flashed(take: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     # A flash lasts 1 to 3 frames: half of them burn out, the others brighten.
     lit = take.astype(np.float32)
-    start, count = int(rng.integers(8, len(take) - 8)), int(rng.integers(1, 4))
+    middle, count = len(take) // 2, int(rng.integers(1, 4))
+    start = middle + int(rng.integers(-2, 3))
     gain = 8.0 if rng.random() < 0.5 else 1.8
     lit[start : start + count] = lit[start : start + count] * gain + 60
     return lit.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,268 @@
+"""Where one shot ends and the next begins, from the frames that pass by: no second decode.
+
+A detector looks at small grey pictures, at most LOOK_FPS a second, and keeps what it saw of the last
+two seconds. Three laws make a border, all from sums over a few thousand pixels:
+
+- a cut: a jump of brightness well above those around it, after which the picture is another one (its
+  correlation with the one before is low). A flash is no cut: after it the picture is the same again;
+- a dissolve: frames that are a mixture of the first and the last frame of a span, which are two
+  different pictures. What moves is no mixture: that tells pans and zooms from dissolves;
+- black after something was shown, which is where fades end.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ingest.clip import LOOK_FPS, Prep
+
+SHOT_LINES_PX = 64
+HALF_PX = (57, 32)  # width, height of what pictures are compared at
+SIDE = 3  # looks before and after a jump that it is compared with
+FLASH = 4  # looks that a flash lasts at most
+SPANS = (8, 16, 24)  # looks between the ends of what may hold a dissolve; long ones are found in parts
+LAG = max(SPANS) + FLASH  # looks after which a flag is certain
+LEAST_JUMP = 1.0  # levels: what stands still and is noisy
+FLAT_LEVELS = 4.0  # below this deviation a picture is flat: it fades, it does not dissolve
+DETAIL_LEVELS = 6.0  # detail counts alike from here on: letters laid over a shot do not outweigh it
+SAME_DETAIL = 0.3  # correlation of detail above which two pictures show one scene
+MIXED = (0.2, 0.8)  # shares of the second picture that are a mixture beyond doubt
+TOUCHED = (0.06, 0.94)  # shares from which on a frame is counted to the dissolve
+MOST_STEP, MOST_BACK = 0.35, 0.1  # of the share from look to look; more is a cut, or no way there
+DARKER_LEVELS, DARKER_SHARE = 16.0, 0.12  # of the pixels of a lit frame may be darker than before
+
+
+class _View(NamedTuple):
+    """What is kept of one look."""
+
+    half: np.ndarray  # float32, flat, HALF_PX
+    shape: np.ndarray  # the same with mean 0 and norm 1; zeros for a flat picture
+    detail: np.ndarray  # what differs from its surroundings, limited; norm at most 1
+    level: float
+    deviation: float
+
+
+class CutFinder:
+    """Says of each look, in order, whether a new shot begins with it; all within a dissolve do.
+
+    Looks come at one rate, about LOOK_FPS a second. A flag is certain LAG looks late.
+    """
+
+    def __init__(self, prep: Prep) -> None:
+        self._prep = prep
+        self._before_HW: np.ndarray | None = None
+        self._jumps: deque[float] = deque(maxlen=FLASH + SIDE + 1)
+        self._views: deque[_View] = deque(maxlen=LAG + 1)
+        self._flags: deque[bool] = deque()
+        self._was_black = True  # a fade in at the start of a file belongs to its first shot
+        self._shown = False
+
+    def look(self, small_HW: np.ndarray, _at_s: Fraction | None = None) -> list[bool]:
+        """Take the next `shrunk` frame, uint8 luma; return the flags that are now certain.
+
+        Looks come at one rate, so their times (which NativeCutFinder wants) tell nothing.
+        """
+        before_HW = small_HW if self._before_HW is None else self._before_HW
+        self._before_HW = small_HW
+        self._jumps.append(jump(before_HW, small_HW))
+        self._views.append(_view(small_HW))
+        self._flags.append(self._black_border(small_HW))
+        self._cut(FLASH)
+        for span in SPANS:
+            self._dissolve(span, FLASH)
+        return [self._flags.popleft()] if len(self._flags) > LAG else []
+
+    def end(self) -> list[bool]:
+        """Return the flags of the last looks."""
+        for ahead in reversed(range(FLASH)):
+            self._cut(ahead)
+            for span in SPANS:
+                self._dissolve(span, ahead)
+        flags = list(self._flags)
+        self._flags.clear()
+        return flags
+
+    def _black_border(self, small_HW: np.ndarray) -> bool:
+        # Nearly all of it, not its mean: a lit figure on a dark stage is no black frame.
+        lit = cv2.countNonZero(cv2.compare(small_HW, self._prep.black_levels, cv2.CMP_GE))
+        is_black = lit < 0.02 * small_HW.size
+        border = self._shown and is_black != self._was_black
+        self._was_black = is_black
+        self._shown = self._shown or not is_black
+        return border
+
+    def _cut(self, ahead: int) -> None:
+        # Judge the look that has `ahead` others after it.
+        at = len(self._views) - 1 - ahead
+        if at < 1 or self._jumps[at - len(self._views)] < self._prep.cut_min_levels:
+            return
+        views = list(self._views)
+        alike = _alike(views[at - 1], views[at])
+        if alike >= self._prep.cut_likeness or not self._stands_out(ahead, alike):
+            return
+        if not _flashes(views, at):
+            self._flags[-1 - ahead] = True
+
+    def _stands_out(self, ahead: int, alike: float) -> bool:
+        jumps = list(self._jumps)
+        at = len(jumps) - 1 - ahead
+        if jumps[at] >= self._prep.cut_sure_levels and alike < self._prep.cut_likeness / 2:
+            return True
+        # The middle one of three: a cut nearby, or a repeated frame, does not count.
+        sides = (jumps[max(0, at - SIDE) : at], jumps[at + 1 : at + 1 + SIDE])
+        around = max(float(np.median(side)) if side else 0.0 for side in sides)
+        return jumps[at] >= self._prep.cut_ratio * max(around, LEAST_JUMP)
+
+    def _dissolve(self, span: int, ahead: int) -> None:
+        # Up to the look for which cuts are known: a span with a cut inside holds no dissolve.
+        if len(self._flags) <= span + ahead:
+            return
+        views = list(self._views)[-1 - span - ahead : len(self._views) - ahead]
+        first, last = views[0], views[-1]
+        if min(first.deviation, last.deviation) < FLAT_LEVELS or (
+            _alike(first, last) >= self._prep.cut_likeness
+            or float(first.detail @ last.detail) >= SAME_DETAIL
+        ):
+            return
+        step = last.half - first.half
+        weight = float(step @ step)
+        if weight < len(step) * self._prep.cut_min_levels**2:
+            return
+        between = np.stack([view.half for view in views[1:-1]]) - first.half
+        shares = between @ step / weight
+        rests = np.sqrt(np.maximum(0, (between**2).sum(axis=1) / weight - shares**2))
+        if _is_mixture(shares, rests, self._prep.dissolve_residual):
+            touched = np.flatnonzero((shares > TOUCHED[0]) & (shares < TOUCHED[1]))
+            # The look after the last mixture is where the next shot begins.
+            for index in range(int(touched[0]), int(touched[-1]) + 2):
+                self._flags[index - span - ahead] = True
+
+
+class NativeCutFinder:
+    """A CutFinder for frames of any rate, steady or not: says of each whether a new shot begins.
+
+    How much two frames differ depends on the time between them, so CutFinder is shown LOOK_FPS
+    frames a second at most: the first of each sixteenth. A cut found there is placed at the largest
+    jump since the look before. A picture between two looks that belongs to neither has two borders.
+    """
+
+    def __init__(self, prep: Prep) -> None:
+        self._looks = CutFinder(prep)
+        self._sure_levels = prep.cut_sure_levels
+        self._last_look = -1
+        self._was_cut = False
+        self._small: list[np.ndarray] = []  # since the last look, and that look
+        self._gaps: deque[list[bool]] = deque()  # flags if no cut is found there
+        self._tops: deque[int] = deque()  # the frame of the largest jump
+
+    def look(self, small_HW: np.ndarray, at_s: Fraction) -> list[bool]:
+        """Take the next `shrunk` frame, on screen from `at_s`; return the flags now certain."""
+        if not self._small:
+            self._small.append(small_HW)
+        self._small.append(small_HW)
+        look = int(at_s * LOOK_FPS // 1)
+        if look <= self._last_look:
+            return []
+        self._last_look = look
+        jumps = _jumps(self._small)
+        self._gaps.append(_inserted(self._small, jumps, self._sure_levels))
+        self._tops.append(int(np.argmax(jumps)))
+        self._small = [small_HW]
+        return [flag for is_cut in self._looks.look(small_HW) for flag in self._placed(is_cut)]
+
+    def _placed(self, is_cut: bool) -> list[bool]:  # noqa: FBT001 - a flag is what it is about
+        flags, top = self._gaps.popleft(), self._tops.popleft()
+        if is_cut and self._was_cut:  # inside a dissolve
+            flags = [True] * len(flags)
+        elif is_cut:
+            flags[top] = True
+        self._was_cut = is_cut
+        return flags
+
+    def end(self) -> list[bool]:
+        """Return the flags of the last frames."""
+        flags = [flag for is_cut in self._looks.end() for flag in self._placed(is_cut)]
+        return flags + [level >= self._sure_levels for level in _jumps(self._small)]
+
+
+def shrunk(luma_HW: np.ndarray) -> np.ndarray:
+    """Return a grey uint8 frame as the detectors see it: SHOT_LINES_PX lines at most, by area."""
+    height, width = luma_HW.shape
+    lines = min(SHOT_LINES_PX, height)
+    size = (max(1, round(width * lines / height)), lines)
+    return cv2.resize(luma_HW, size, interpolation=cv2.INTER_AREA)
+
+
+def jump(before_HW: np.ndarray, after_HW: np.ndarray) -> float:
+    """Return the mean absolute difference of two grey uint8 pictures in levels."""
+    return cv2.norm(before_HW, after_HW, cv2.NORM_L1) / before_HW.size
+
+
+def _jumps(small: Sequence[np.ndarray]) -> list[float]:
+    return [jump(before, after) for before, after in pairwise(small)]
+
+
+def _view(small_HW: np.ndarray) -> _View:
+    half_HW = cv2.resize(small_HW, HALF_PX, interpolation=cv2.INTER_AREA).astype(np.float32)
+    (level,), (deviation,) = (array[0] for array in cv2.meanStdDev(half_HW))
+    half, norm = half_HW.ravel(), deviation * half_HW.size**0.5
+    shape = (half - level) / norm if deviation >= 0.5 else np.zeros_like(half)
+    detail = (half_HW - cv2.blur(half_HW, (7, 7))).ravel()
+    np.clip(detail, -DETAIL_LEVELS, DETAIL_LEVELS, out=detail)
+    # The 20 keeps the noise of flat pictures from looking like detail.
+    detail /= float(np.sqrt(detail @ detail)) + 20.0
+    return _View(half=half, shape=shape, detail=detail, level=level, deviation=deviation)
+
+
+def _alike(one: _View, other: _View) -> float:
+    return float(one.shape @ other.shape)
+
+
+def _flashes(views: Sequence[_View], at: int) -> bool:
+    """Whether the jump to look `at` is the beginning or the end of a flash in one shot."""
+    return _lit(views, at - 1, 1) or _lit(views, at, -1)
+
+
+def _lit(views: Sequence[_View], base: int, way: int) -> bool:
+    # Away from `base`, the picture is that of `base` but brighter, and soon that of `base` again.
+    for distance in range(2, FLASH + 2):
+        if not 0 <= base + way * distance < len(views):
+            return False
+        if not _brighter(views[base + way * (distance - 1)], views[base]):
+            return False
+        if _alike(views[base], views[base + way * distance]) > 0.5:
+            return True
+    return False
+
+
+def _brighter(lit: _View, base: _View) -> bool:
+    darker = np.count_nonzero(lit.half < base.half - DARKER_LEVELS)
+    return lit.level > base.level + 8 and darker < DARKER_SHARE * len(base.half)
+
+
+def _is_mixture(shares: np.ndarray, rests: np.ndarray, most: float) -> bool:
+    """Whether frames go over from one picture to another step by step, through mixtures."""
+    mixed = (shares > MIXED[0]) & (shares < MIXED[1])
+    if np.count_nonzero(mixed) < 2 or float(np.median(rests[mixed])) >= most:
+        return False
+    steps = np.diff(shares, prepend=0.0, append=1.0)
+    return float(steps.max()) < MOST_STEP and float(steps.min()) > -MOST_BACK
+
+
+def _inserted(small: Sequence[np.ndarray], jumps: Sequence[float], sure: float) -> list[bool]:
+    flags = [level >= sure for level in jumps]
+    if sum(flags) < 2:  # what is left at the next look is that look's matter
+        return [False] * len(flags)
+    base = _view(small[flags.index(True)])
+    return [False] * len(flags) if _only_lit(small, flags, base) else flags
+
+
+def _only_lit(small: Sequence[np.ndarray], flags: Sequence[bool], base: _View) -> bool:
+    first, last = flags.index(True), len(flags) - 1 - flags[::-1].index(True)
+    inside = [_view(small[index]) for index in range(first + 1, last + 1)]
+    return all(_brighter(view, base) for view in inside)
