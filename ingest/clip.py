@@ -141,7 +141,7 @@ class Prep:
     cut_sure_levels: float = 45.0  # from here on the jumps around it do not count
     cut_likeness: float = 0.6  # correlation below which two frames are two pictures
     dissolve_residual: float = 0.35  # of what mixes two pictures, at most this part is neither
-    black_levels: float = 24.0
+    black_levels: float = 16.0
     max_source_bytes: int = 16 << 30
     max_pixels: int = 8192 * 8192
     max_gap_s: float = 600.0

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
+from statistics import median
 from typing import NamedTuple
 
 import cv2
@@ -23,16 +24,20 @@ from ingest.clip import LOOK_FPS, Prep
 
 SHOT_LINES_PX = 64
 HALF_PX = (57, 32)  # width, height of what pictures are compared at
-SIDE = 3  # looks before and after a jump that it is compared with
+SIDE = 4  # looks before and after a jump that it is compared with
 FLASH = 4  # looks that a flash lasts at most
 SPANS = (8, 16, 24)  # looks between the ends of what may hold a dissolve; long ones are found in parts
 LAG = max(SPANS) + FLASH  # looks after which a flag is certain
-LEAST_JUMP = 1.0  # levels: what stands still and is noisy
+LEAST_JUMP, LEAST_CHANGE = 1.0, 0.1  # levels, and lost correlation, of what stands still
+ALIKE = 0.85  # correlation up to which a picture of quite other detail is another one
+LIT = 1.5  # times black_levels: where black has ended
 FLAT_LEVELS = 4.0  # below this deviation a picture is flat: it fades, it does not dissolve
 DETAIL_LEVELS = 6.0  # detail counts alike from here on: letters laid over a shot do not outweigh it
-SAME_DETAIL = 0.3  # correlation of detail above which two pictures show one scene
+SAME_DETAIL = 0.3  # correlation of detail above which two pictures look like one scene
+OTHER_DETAIL = 0.45  # above it they are; bars and logos alone reach 0.35
 MIXED = (0.2, 0.8)  # shares of the second picture that are a mixture beyond doubt
 TOUCHED = (0.06, 0.94)  # shares from which on a frame is counted to the dissolve
+SAME_AGAIN = 0.35  # correlation of what was before a flash and is after it, in motion also
 MOST_STEP, MOST_BACK = 0.35, 0.1  # of the share from look to look; more is a cut, or no way there
 DARKER_LEVELS, DARKER_SHARE = 16.0, 0.12  # of the pixels of a lit frame may be darker than before
 
@@ -57,6 +62,7 @@ class CutFinder:
         self._prep = prep
         self._before_HW: np.ndarray | None = None
         self._jumps: deque[float] = deque(maxlen=FLASH + SIDE + 1)
+        self._changes: deque[float] = deque(maxlen=FLASH + SIDE + 1)
         self._views: deque[_View] = deque(maxlen=LAG + 1)
         self._flags: deque[bool] = deque()
         self._was_black = True  # a fade in at the start of a file belongs to its first shot
@@ -70,7 +76,9 @@ class CutFinder:
         before_HW = small_HW if self._before_HW is None else self._before_HW
         self._before_HW = small_HW
         self._jumps.append(jump(before_HW, small_HW))
-        self._views.append(_view(small_HW))
+        view = _view(small_HW)
+        self._changes.append(1 - _alike(self._views[-1], view) if self._views else 0.0)
+        self._views.append(view)
         self._flags.append(self._black_border(small_HW))
         self._cut(FLASH)
         for span in SPANS:
@@ -88,8 +96,10 @@ class CutFinder:
         return flags
 
     def _black_border(self, small_HW: np.ndarray) -> bool:
-        # Nearly all of it, not its mean: a lit figure on a dark stage is no black frame.
-        lit = cv2.countNonZero(cv2.compare(small_HW, self._prep.black_levels, cv2.CMP_GE))
+        # Nearly all of it, not its mean: a lit figure on a dark stage is no black frame. And what
+        # was black has to become clearly lit, or a dim shot would begin again and again.
+        levels = self._prep.black_levels * (LIT if self._was_black else 1.0)
+        lit = cv2.countNonZero(cv2.compare(small_HW, levels, cv2.CMP_GE))
         is_black = lit < 0.02 * small_HW.size
         border = self._shown and is_black != self._was_black
         self._was_black = is_black
@@ -99,24 +109,25 @@ class CutFinder:
     def _cut(self, ahead: int) -> None:
         # Judge the look that has `ahead` others after it.
         at = len(self._views) - 1 - ahead
-        if at < 1 or self._jumps[at - len(self._views)] < self._prep.cut_min_levels:
+        if at < 1 or self._jumps[-1 - ahead] < self._prep.cut_min_levels:
             return
         views = list(self._views)
-        alike = _alike(views[at - 1], views[at])
-        if alike >= self._prep.cut_likeness or not self._stands_out(ahead, alike):
-            return
-        if not _flashes(views, at):
+        if self._is_another(views[at - 1], views[at], ahead) and not _flashes(views, at):
             self._flags[-1 - ahead] = True
 
-    def _stands_out(self, ahead: int, alike: float) -> bool:
-        jumps = list(self._jumps)
-        at = len(jumps) - 1 - ahead
-        if jumps[at] >= self._prep.cut_sure_levels and alike < self._prep.cut_likeness / 2:
+    def _is_another(self, before: _View, after: _View, ahead: int) -> bool:
+        prep, level, change = self._prep, self._jumps[-1 - ahead], self._changes[-1 - ahead]
+        shared = float(before.detail @ after.detail)
+        if shared >= OTHER_DETAIL:
+            return False
+        # By how much the step stands out; what is nearly still is noise.
+        higher = level / max(_around(self._jumps, ahead), LEAST_JUMP)
+        stranger = change / max(_around(self._changes, ahead), LEAST_CHANGE)
+        if 1 - change >= prep.cut_likeness:  # one place lit otherwise, or another like it
+            return change > 1 - ALIKE and shared < SAME_DETAIL and higher >= 2 * prep.cut_ratio
+        if level >= prep.cut_sure_levels and 1 - change < prep.cut_likeness / 2:
             return True
-        # The middle one of three: a cut nearby, or a repeated frame, does not count.
-        sides = (jumps[max(0, at - SIDE) : at], jumps[at + 1 : at + 1 + SIDE])
-        around = max(float(np.median(side)) if side else 0.0 for side in sides)
-        return jumps[at] >= self._prep.cut_ratio * max(around, LEAST_JUMP)
+        return higher >= prep.cut_ratio or (higher >= 1.25 and stranger >= prep.cut_ratio and change > 0.7)
 
     def _dissolve(self, span: int, ahead: int) -> None:
         # Up to the look for which cuts are known: a span with a cut inside holds no dissolve.
@@ -132,6 +143,10 @@ class CutFinder:
         step = last.half - first.half
         weight = float(step @ step)
         if weight < len(step) * self._prep.cut_min_levels**2:
+            return
+        middle = views[span // 2].half - first.half  # most spans are no mixture even there
+        share = float(middle @ step) / weight
+        if float(middle @ middle) / weight - share**2 > self._prep.dissolve_residual:
             return
         between = np.stack([view.half for view in views[1:-1]]) - first.half
         shares = between @ step / weight
@@ -219,6 +234,13 @@ def _view(small_HW: np.ndarray) -> _View:
     return _View(half=half, shape=shape, detail=detail, level=level, deviation=deviation)
 
 
+def _around(values: Sequence[float], ahead: int) -> float:
+    # Medians: a cut or a flash nearby, or repeated frames, count little. Of the livelier side.
+    known, at = list(values), len(values) - 1 - ahead
+    sides = (known[max(0, at - SIDE) : at], known[at + 1 : at + 1 + SIDE])
+    return max(median(side) if side else 0.0 for side in sides)
+
+
 def _alike(one: _View, other: _View) -> float:
     return float(one.shape @ other.shape)
 
@@ -233,9 +255,11 @@ def _lit(views: Sequence[_View], base: int, way: int) -> bool:
     for distance in range(2, FLASH + 2):
         if not 0 <= base + way * distance < len(views):
             return False
-        if not _brighter(views[base + way * (distance - 1)], views[base]):
+        lit, then = views[base + way * (distance - 1)], views[base + way * distance]
+        if not _brighter(lit, views[base]):
             return False
-        if _alike(views[base], views[base + way * distance]) > 0.5:
+        rise, left = lit.level - views[base].level, then.level - views[base].level
+        if left < 0.4 * rise and _alike(views[base], then) > SAME_AGAIN:
             return True
     return False
 
