@@ -26,9 +26,14 @@ SHOT_LINES_PX = 64
 HALF_PX = (57, 32)  # width, height of what pictures are compared at
 SIDE = 4  # looks before and after a jump that it is compared with
 FLASH = 4  # looks that a flash lasts at most
-SPANS = (8, 16, 24)  # looks between the ends of what may hold a dissolve; long ones are found in parts
+SPANS = (
+    8,
+    16,
+    24,
+)  # looks between the ends of what may hold a dissolve; long ones are found in parts
 LAG = max(SPANS) + FLASH  # looks after which a flag is certain
 LEAST_JUMP, LEAST_CHANGE = 1.0, 0.1  # levels, and lost correlation, of what stands still
+GONE_DETAIL = 0.15  # between the ends of a dissolve less is left; a slow zoom keeps more
 ALIKE = 0.85  # correlation up to which a picture of quite other detail is another one
 LIT = 1.5  # times black_levels: where black has ended
 FLAT_LEVELS = 4.0  # below this deviation a picture is flat: it fades, it does not dissolve
@@ -127,7 +132,9 @@ class CutFinder:
             return change > 1 - ALIKE and shared < SAME_DETAIL and higher >= 2 * prep.cut_ratio
         if level >= prep.cut_sure_levels and 1 - change < prep.cut_likeness / 2:
             return True
-        return higher >= prep.cut_ratio or (higher >= 1.25 and stranger >= prep.cut_ratio and change > 0.7)
+        return higher >= prep.cut_ratio or (
+            higher >= 1.25 and stranger >= prep.cut_ratio and change > 0.7
+        )
 
     def _dissolve(self, span: int, ahead: int) -> None:
         # Up to the look for which cuts are known: a span with a cut inside holds no dissolve.
@@ -137,7 +144,7 @@ class CutFinder:
         first, last = views[0], views[-1]
         if min(first.deviation, last.deviation) < FLAT_LEVELS or (
             _alike(first, last) >= self._prep.cut_likeness
-            or float(first.detail @ last.detail) >= SAME_DETAIL
+            or float(first.detail @ last.detail) >= GONE_DETAIL
         ):
             return
         step = last.half - first.half
@@ -151,7 +158,7 @@ class CutFinder:
         between = np.stack([view.half for view in views[1:-1]]) - first.half
         shares = between @ step / weight
         rests = np.sqrt(np.maximum(0, (between**2).sum(axis=1) / weight - shares**2))
-        if _is_mixture(shares, rests, self._prep.dissolve_residual):
+        if _is_way(shares, rests, self._prep.dissolve_residual) and _loses_contrast(views, shares):
             touched = np.flatnonzero((shares > TOUCHED[0]) & (shares < TOUCHED[1]))
             # The look after the last mixture is where the next shot begins.
             for index in range(int(touched[0]), int(touched[-1]) + 2):
@@ -171,6 +178,7 @@ class NativeCutFinder:
         self._sure_levels = prep.cut_sure_levels
         self._last_look = -1
         self._was_cut = False
+        self._held: list[bool] = []  # flags of the last gap that is certain
         self._small: list[np.ndarray] = []  # since the last look, and that look
         self._gaps: deque[list[bool]] = deque()  # flags if no cut is found there
         self._tops: deque[int] = deque()  # the frame of the largest jump
@@ -191,17 +199,20 @@ class NativeCutFinder:
         return [flag for is_cut in self._looks.look(small_HW) for flag in self._placed(is_cut)]
 
     def _placed(self, is_cut: bool) -> list[bool]:  # noqa: FBT001 - a flag is what it is about
-        flags, top = self._gaps.popleft(), self._tops.popleft()
-        if is_cut and self._was_cut:  # inside a dissolve
+        # Held back by one gap: what begins with a cut may go on as a dissolve, without a hole.
+        ready, flags, top = self._held, self._gaps.popleft(), self._tops.popleft()
+        if is_cut and self._was_cut:
+            ready = ready[: ready.index(True)] + [True] * (len(ready) - ready.index(True))
             flags = [True] * len(flags)
         elif is_cut:
             flags[top] = True
-        self._was_cut = is_cut
-        return flags
+        self._was_cut, self._held = is_cut, flags
+        return ready
 
     def end(self) -> list[bool]:
         """Return the flags of the last frames."""
         flags = [flag for is_cut in self._looks.end() for flag in self._placed(is_cut)]
+        flags += self._held
         return flags + [level >= self._sure_levels for level in _jumps(self._small)]
 
 
@@ -269,13 +280,22 @@ def _brighter(lit: _View, base: _View) -> bool:
     return lit.level > base.level + 8 and darker < DARKER_SHARE * len(base.half)
 
 
-def _is_mixture(shares: np.ndarray, rests: np.ndarray, most: float) -> bool:
+def _is_way(shares: np.ndarray, rests: np.ndarray, most: float) -> bool:
     """Whether frames go over from one picture to another step by step, through mixtures."""
     mixed = (shares > MIXED[0]) & (shares < MIXED[1])
     if np.count_nonzero(mixed) < 2 or float(np.median(rests[mixed])) >= most:
         return False
     steps = np.diff(shares, prepend=0.0, append=1.0)
     return float(steps.max()) < MOST_STEP and float(steps.min()) > -MOST_BACK
+
+
+def _loses_contrast(views: Sequence[_View], shares: np.ndarray) -> bool:
+    """Whether frames between two are as dull as mixtures are; a picture that moves stays crisp."""
+    mixed = (shares > MIXED[0]) & (shares < MIXED[1])
+    share, dull = shares[mixed], np.array([view.deviation for view in views[1:-1]])[mixed]
+    one, other = views[0].deviation * (1 - share), views[-1].deviation * share
+    mixture = np.sqrt(one**2 + other**2 + 2 * _alike(views[0], views[-1]) * one * other)
+    return float(np.median((one + other - dull) / (one + other - mixture))) > 0.5
 
 
 def _inserted(small: Sequence[np.ndarray], jumps: Sequence[float], sure: float) -> list[bool]:

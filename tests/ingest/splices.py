@@ -1,4 +1,4 @@
-"""Reels whose every cut is known: real shots of the shared videos, spliced by us.
+"""Grey reels whose every cut is known: real shots of the shared videos, spliced by us.
 
 Shots were chosen by eye: each range is one camera run. Neighbours in a reel come from different
 recordings. Some shots run three times as fast, pan or zoom over a still, go dark, or hold a flash.
@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ingest import ffmpeg
+from ingest import ffmpeg, planes
 from ingest.clip import Contract, Prep
 from ingest.reading import Reading
 
@@ -50,16 +50,16 @@ SHOTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reel:
-    """uint8 THWC at `fps`; the first frame of each new shot, and first and last of each dissolve."""
+    """uint8 luma at `fps`; the first frame of each new shot, and first and last of each dissolve."""
 
-    frames_THWC: np.ndarray
+    frames_THW: np.ndarray
     fps: Fraction
     cuts: tuple[int, ...]
     dissolves: tuple[tuple[int, int], ...] = ()
 
 
 def read_shots(folder: Path) -> list[np.ndarray]:
-    """Return each of SHOTS as uint8 THWC of one size, at the file's own rate."""
+    """Return each of SHOTS as uint8 THW of one size, at the file's own rate."""
     return [_read(folder / name, start_s, end_s) for _, name, start_s, end_s in SHOTS]
 
 
@@ -71,7 +71,8 @@ def _read(path: Path, start_s: float, end_s: float) -> np.ndarray:
             if reading.at_s(count) >= min(end_s, start_s + MOST_S):
                 break
             if reading.at_s(count) >= start_s:
-                frames.append(cv2.resize(frame, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA))
+                luma_HW = planes.luma(frame)
+                frames.append(cv2.resize(luma_HW, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA))
     return np.stack(frames)
 
 
@@ -99,14 +100,14 @@ def reel(
             cuts.append(sum(map(len, parts)))
         parts.append(take)
     return Reel(
-        frames_THWC=np.concatenate(parts), fps=fps, cuts=tuple(cuts), dissolves=tuple(dissolves)
+        frames_THW=np.concatenate(parts), fps=fps, cuts=tuple(cuts), dissolves=tuple(dissolves)
     )
 
 
 def _mixed(
     before: np.ndarray, after: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    share = ((np.arange(length) + 1) / (length + 1))[:, None, None, None]
+    share = ((np.arange(length) + 1) / (length + 1))[:, None, None]
     mix = before[-length:] * (1 - share) + after[:length] * share
     return before[:-length], np.rint(mix).astype(np.uint8), after[length:]
 
