@@ -104,7 +104,7 @@ class CutFinder:
         # Nearly all of it, not its mean: a lit figure on a dark stage is no black frame. And what
         # was black has to become clearly lit, or a dim shot would begin again and again.
         levels = self._prep.black_levels * (LIT if self._was_black else 1.0)
-        lit = cv2.countNonZero(cv2.compare(small_HW, levels, cv2.CMP_GE))
+        lit = np.count_nonzero(small_HW >= levels)
         is_black = lit < 0.02 * small_HW.size
         border = self._shown and is_black != self._was_black
         self._was_black = is_black
@@ -277,7 +277,7 @@ def _lit(views: Sequence[_View], base: int, way: int) -> bool:
 
 def _brighter(lit: _View, base: _View) -> bool:
     darker = np.count_nonzero(lit.half < base.half - DARKER_LEVELS)
-    return lit.level > base.level + 8 and darker < DARKER_SHARE * len(base.half)
+    return lit.level > base.level + 8 and bool(darker < DARKER_SHARE * len(base.half))
 
 
 def _is_way(shares: np.ndarray, rests: np.ndarray, most: float) -> bool:

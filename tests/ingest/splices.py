@@ -4,6 +4,7 @@ Shots were chosen by eye: each range is one camera run. Neighbours in a reel com
 recordings. Some shots run three times as fast, pan or zoom over a still, go dark, or hold a flash.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,10 +15,11 @@ import numpy as np
 
 from ingest import ffmpeg, planes
 from ingest.clip import Contract, Prep
+from ingest.cuts import SHOT_LINES_PX, shrunk
 from ingest.reading import Reading
 
 WIDTH, HEIGHT = 128, 72
-MOST_S = 6.0  # of one file: enough for some shots, and quickly read
+MOST_S = 3.5  # of one file: enough for some shots, and quickly read
 
 # Recording, file, first and last second of a range that is one shot.
 SHOTS = (
@@ -52,10 +54,18 @@ SHOTS = (
 class Reel:
     """uint8 luma at `fps`; the first frame of each new shot, and first and last of each dissolve."""
 
-    frames_THW: np.ndarray
+    frames: np.ndarray
     fps: Fraction
     cuts: tuple[int, ...]
     dissolves: tuple[tuple[int, int], ...] = ()
+
+
+@functools.cache
+def looks(path: Path) -> list[np.ndarray]:
+    """Return a video's luma at 16 fps, SHOT_LINES_PX lines; read once for all tests of a process."""
+    prep = Prep(payload_short_side_px=SHOT_LINES_PX)
+    with Reading(str(path), ffmpeg.probe(str(path), prep), prep) as reading:
+        return [shrunk(planes.luma(frame)) for frame in reading]
 
 
 def read_shots(folder: Path) -> list[np.ndarray]:
@@ -99,9 +109,7 @@ def reel(
         elif parts:
             cuts.append(sum(map(len, parts)))
         parts.append(take)
-    return Reel(
-        frames_THW=np.concatenate(parts), fps=fps, cuts=tuple(cuts), dissolves=tuple(dissolves)
-    )
+    return Reel(frames=np.concatenate(parts), fps=fps, cuts=tuple(cuts), dissolves=tuple(dissolves))
 
 
 def _mixed(
