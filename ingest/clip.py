@@ -142,6 +142,8 @@ class Prep:
     cut_likeness: float = 0.6  # correlation below which two frames are two pictures
     dissolve_residual: float = 0.35  # of what mixes two pictures, at most this part is neither
     black_levels: float = 16.0
+    crop_bars: bool = True
+    max_unit_s: int = 300  # longer sources are worked on in parts, which end shots
     max_source_bytes: int = 16 << 30
     max_pixels: int = 8192 * 8192
     max_gap_s: float = 600.0
@@ -157,6 +159,8 @@ class Prep:
             )
         if not 0 <= self.crf <= 51:
             raise ValueError(f"crf={self.crf}: must be within 0 to 51")
+        if self.max_unit_s < 10:
+            raise ValueError(f"max_unit_s={self.max_unit_s}: must be at least 10")
         if self.gop < 1 or self.cut_trim_frames < 0:
             raise ValueError("gop must be at least 1 and cut_trim_frames at least 0")
 

@@ -13,7 +13,7 @@ _CLOCK = ["frame_count", "fps_num", "fps_den"]
 
 
 def digest(ledger: pa.Table, kept: pa.Table) -> str:
-    """Return the hex sha256 of every fate, payload, preferred caption and label.
+    """Return the hex sha256 of every fate, and of kept clips' payload, preferred caption and label.
 
     It is independent of time, attempts, names of files, packing into shards and order of commits.
     """
@@ -21,6 +21,8 @@ def digest(ledger: pa.Table, kept: pa.Table) -> str:
     of_clip = {(row["clip_id"], row["payload_sha256"]): row for row in said}
     rows: list[list[str]] = []
     for row in ledger.select(SAID_BY_LEDGER).to_pylist():
+        if row["fate"] != "kept":  # that its payload is still stored says nothing
+            row["payload_sha256"] = None
         clip = of_clip.get((row["id"], row["payload_sha256"]), {})
         label = [clip["label"]] if clip.get("label") else []
         rows.append([*(row[n] or "" for n in SAID_BY_LEDGER), clip.get("caption", ""), *label])

@@ -11,18 +11,29 @@ import resource
 import subprocess
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
+from math import isfinite
 from typing import IO, Any
 
 import ffmpeg
 import imageio_ffmpeg
+import numpy as np
 
+from ingest import planes
+from ingest.bars import LEAST_FRAMES, Crop, find_bars, may_have_bars
 from ingest.clip import Prep
 from ingest.rates import Pace, pace_of
 from ingest.sources import SourceError
-from ingest.streams import VideoInfo, chosen, declared_fps, packet_times, reason
+from ingest.streams import (
+    VideoInfo,
+    chosen,
+    declared_fps,
+    first_shown,
+    packet_times,
+    reason,
+)
 
 GLOBAL = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "repeat+level+info")
 PROTOCOLS = "file,pipe"
@@ -35,6 +46,7 @@ DEMUXERS = (
 SCALE_FLAGS = "area+accurate_rnd+full_chroma_int+bitexact"
 PROBE_TIMEOUT_S = 120.0
 ENCODE_TIMEOUT_S = 600.0
+BAR_FRAMES = 5
 
 
 class EncodeError(RuntimeError):
@@ -65,9 +77,32 @@ def limit(pid: int, prep: Prep) -> None:
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 
 
-def _input(prep: Prep, picture: str = "") -> Any:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Which part of a source is decoded: seconds from its first frame, whose tick is `first_pts`.
+
+    `seek` is how far into the file reading may begin, 0 for its start; the part's own start is
+    found by the times of frames, wherever that is. The last part of a source ends at infinity.
+    """
+
+    start_s: float
+    end_s: float
+    first_pts: int
+    timebase: Fraction
+    seek_s: float
+
+    def tick(self, at_s: float) -> int:
+        """Return the first tick that is not before a moment of the part's clock."""
+        return self.first_pts + -(-Fraction(at_s) // self.timebase)
+
+
+def _input(prep: Prep, picture: str = "", *, seek_s: float = 0.0, keyframes: bool = False) -> Any:
     # A picture's demuxer is forced: the one that ffmpeg finds by name reads patterns of names.
-    forced = {"f": picture, "err_detect": "crccheck"} if picture else {}
+    forced: dict[str, Any] = {"f": picture, "err_detect": "crccheck"} if picture else {}
+    if seek_s > 0:  # to a keyframe before: what comes too early is dropped by its time
+        forced |= {"ss": f"{seek_s:.6f}", "noaccurate_seek": None}
+    if keyframes:
+        forced |= {"skip_frame": "nokey"}
     return ffmpeg.input(
         SOURCE_PLACE,
         **forced,
@@ -96,16 +131,7 @@ def probe(uri: str, prep: Prep, picture: str = "") -> VideoInfo:
     """
     pads = _input(prep, picture)["V"]
     show = {"vf": "showinfo=checksum=0", "frames:v": 1}
-    command = _command(ffmpeg.output(pads, "pipe:1", f="framecrc", **show), uri)
-    with start(command, prep) as child:
-        try:
-            out, err = child.communicate(timeout=PROBE_TIMEOUT_S)
-        except subprocess.TimeoutExpired as slow:
-            raise SourceError(
-                "probe", "Timeout", f"no first frame within {PROBE_TIMEOUT_S:g} s"
-            ) from slow
-        finally:
-            child.kill()
+    out, err = _asked(_command(ffmpeg.output(pads, "pipe:1", f="framecrc", **show), uri), prep)
     info = chosen(out.decode("utf-8", "replace"), err.decode("utf-8", "replace"), picture=picture)
     if picture or not prep.contract.native:
         return info
@@ -160,22 +186,89 @@ def start(command: list[str], prep: Prep) -> "subprocess.Popen[bytes]":
     return child
 
 
-def decode_command(uri: str, info: VideoInfo, prep: Prep, size: tuple[int, int]) -> list[str]:
+def first_tick(uri: str, info: VideoInfo, prep: Prep) -> tuple[int, Fraction]:
+    """Return the tick of a stream's first frame and the seconds of a tick; raises SourceError."""
+    stream = _input(prep, info.picture)[str(info.stream_index)]
+    show = {"vf": "showinfo=checksum=0", "frames:v": 1}
+    _out, log = _asked(_command(ffmpeg.output(stream, "-", f="null", **show), uri), prep)
+    found = first_shown(log.decode("utf-8", "replace"))
+    if found is None:
+        raise SourceError("probe", "NoClock", "ffmpeg told no time of the first frame")
+    return found
+
+
+def bars_of(uri: str, info: VideoInfo, prep: Prep) -> Crop | None:
+    """Return the picture inside a video's bars, judged by a few of its frames; see bars.
+
+    They are keyframes all over it, where it can be sought and has several. Else, unless the one that
+    there is shows that there are no bars, they are one of each of its first seconds.
+    """
+    size = (info.width // 2 * 2, info.height // 2 * 2)
+    spread = [info.duration_s * (2 * k + 1) / (2 * BAR_FRAMES) for k in range(BAR_FRAMES)]
+    inputs = [_input(prep, seek_s=at_s, keyframes=True) for at_s in spread if info.duration_s]
+    firsts = [i[str(info.stream_index)].filter("trim", end_frame=1) for i in inputs]
+    found = _frames(uri, firsts, size, info, prep) if firsts else []
+    distinct = {frame.tobytes(): frame for frame in found}
+    if len(distinct) < LEAST_FRAMES and all(may_have_bars(planes.luma(f)) for f in found):
+        begin = _input(prep)[str(info.stream_index)].filter("trim", duration=BAR_FRAMES)
+        found = _frames(uri, [begin.filter("fps", 1)], size, info, prep)
+        distinct = {frame.tobytes(): frame for frame in found}
+    crop = find_bars([planes.luma(frame) for frame in distinct.values()])
+    least_px = prep.payload_short_side_px // 4
+    return crop if crop and min(crop.width, crop.height) >= least_px else None
+
+
+def _frames(
+    uri: str, streams: Sequence[Any], size: tuple[int, int], info: VideoInfo, prep: Prep
+) -> list[np.ndarray]:
+    matrix = {} if info.matrix == "gbr" else {"in_color_matrix": info.matrix}
+    alike = [
+        one.filter("setpts", "N/TB")
+        .filter("scale", *size, flags=SCALE_FLAGS, out_range="tv", **matrix)
+        .filter("setsar", 1)
+        .filter("format", "yuv420p")
+        for one in streams
+    ]
+    joined = ffmpeg.concat(*alike) if len(alike) > 1 else alike[0]
+    output = joined.output("pipe:1", f="rawvideo", pix_fmt="yuv420p", fps_mode="passthrough")
+    out, _log = _asked(_command(output, uri), prep)
+    width, height = size
+    whole = np.frombuffer(out, np.uint8)
+    count = whole.size // (width * height * 3 // 2)
+    return list(whole[: count * width * height * 3 // 2].reshape(count, height * 3 // 2, width))
+
+
+def _asked(command: list[str], prep: Prep) -> tuple[bytes, bytes]:
+    with start(command, prep) as child:
+        try:
+            return child.communicate(timeout=PROBE_TIMEOUT_S)
+        except subprocess.TimeoutExpired as slow:
+            why = f"no first frame within {PROBE_TIMEOUT_S:g} s"
+            raise SourceError("probe", "Timeout", why) from slow
+        finally:
+            child.kill()
+
+
+def decode_command(
+    uri: str, info: VideoInfo, prep: Prep, size: tuple[int, int], part: Part | None = None
+) -> list[str]:
     """Arguments that write `size` frames of the stream to the standard output; see planes.
 
     They come at the rate of the contract; for native frames and pictures, each as it was decoded.
     """
-    frames = _input(prep, info.picture)[str(info.stream_index)].filter("showinfo", checksum=0)
+    opened = _input(prep, info.picture, seek_s=part.seek_s if part else 0.0)
+    frames = opened[str(info.stream_index)].filter("showinfo", checksum=0)
+    if part and prep.contract.native:
+        end = {"end_pts": part.tick(part.end_s)} if isfinite(part.end_s) else {}
+        frames = frames.filter("trim", start_pts=part.tick(part.start_s), **end)
+    if info.crop:
+        inside = info.crop
+        frames = frames.filter("crop", inside.width, inside.height, inside.left, inside.top)
     if info.interlaced:
         frames = frames.filter("bwdif", mode="send_frame", deint="interlaced")
     if info.alpha and info.picture:
         frames = _on_white(frames)
-    if info.picture or prep.contract.native:
-        # The log has the times; the output would mind repeats, also those that rounding makes.
-        frames = frames.filter("setpts", "N/TB")
-    else:
-        fps = prep.contract.stream_fps(Fraction(0))
-        frames = frames.filter("setpts", "PTS-STARTPTS").filter("fps", fps, round="up")
+    frames = _clocked(frames, info, prep, part)
     # What is RGB already has no matrix, and the filter refuses the word for it.
     matrix = {} if info.matrix == "gbr" else {"in_color_matrix": info.matrix}
     if not prep.contract.is_still:
@@ -185,6 +278,21 @@ def decode_command(uri: str, info: VideoInfo, prep: Prep, size: tuple[int, int])
     form = "rgb24" if prep.contract.is_still else "yuv420p"
     output = frames.output("pipe:1", f="rawvideo", pix_fmt=form, fps_mode="passthrough", **only)
     return _command(output, uri)
+
+
+def _clocked(frames: Any, info: VideoInfo, prep: Prep, part: Part | None) -> Any:
+    """Bring frames to the contract's rate, from the source's first frame or the part's start."""
+    if info.picture or prep.contract.native:
+        # The log has the times; the output would mind repeats, also those that rounding makes.
+        return frames.filter("setpts", "N/TB")
+    fps = prep.contract.stream_fps(Fraction(0))
+    if part is None:
+        return frames.filter("setpts", "PTS-STARTPTS").filter("fps", fps, round="up")
+    frames = frames.filter("setpts", f"PTS-({part.first_pts})")
+    frames = frames.filter("fps", fps, round="up", start_time=part.start_s)
+    if not isfinite(part.end_s):
+        return frames
+    return frames.filter("trim", end_frame=round((part.end_s - part.start_s) * fps))
 
 
 def _on_white(frames: Any) -> Any:

@@ -6,6 +6,17 @@ from dataclasses import asdict, dataclass
 from ingest.clip import digest_of
 from ingest.ledger import Fate
 
+# In the order in which they are asked: which score, and on which side of the bound it is rejected.
+RULES = {
+    "max_duplicate_frame_share": ("duplicate_frame_share", 1),
+    "min_luma": ("luma_mean", -1),
+    "max_luma": ("luma_mean", 1),
+    "min_luma_range": ("luma_range", -1),
+    "min_motion": ("motion", -1),
+    "max_motion": ("motion", 1),
+    "min_sharpness": ("sharpness", -1),
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keep:
@@ -29,15 +40,7 @@ class Keep:
 
     def decide(self, scores: Mapping[str, float | None]) -> Fate:
         """Return `kept`, or `rejected` with the first rule that the scores break."""
-        for rule, name, sign in (
-            ("max_duplicate_frame_share", "duplicate_frame_share", 1),
-            ("min_luma", "luma_mean", -1),
-            ("max_luma", "luma_mean", 1),
-            ("min_luma_range", "luma_range", -1),
-            ("min_motion", "motion", -1),
-            ("max_motion", "motion", 1),
-            ("min_sharpness", "sharpness", -1),
-        ):
+        for rule, (name, sign) in RULES.items():
             value, threshold = scores.get(name), getattr(self, rule)
             if value is not None and threshold is not None and sign * (value - threshold) > 0:
                 return Fate(name="rejected", rule=rule, score=value, threshold=threshold)

@@ -65,11 +65,13 @@ def source_columns(source: Source, source_sha256: str) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
-    """One piece of work: a source, its bytes' hash ("" when unreadable), and the work's id."""
+    """One piece of work: a source or part `index` of `count`, its bytes' hash ("" when unreadable)."""
 
     unit_id: str
     source: Source
     source_sha256: str
+    index: int = 0
+    count: int = 1
 
 
 def base_row(unit: Unit, prep_digest: str, keep_digest: str) -> dict[str, object]:
@@ -91,6 +93,7 @@ def source_row(unit: Unit, fate: Fate, prep_digest: str, keep_digest: str) -> di
         **fate.columns(),
         "num_candidates": 0,
         "num_kept": 0,
+        **({"unit_index": unit.index, "num_units": unit.count} if unit.count > 1 else {}),
     }
 
 

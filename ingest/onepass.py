@@ -7,7 +7,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ingest.scores import score
 from ingest.shards import ShardWriter
 from ingest.shots import Window, WindowFinder, trim_frames
 from ingest.sources import SourceError
+from ingest.streams import VideoInfo
 
 BT709 = {"range": "tv", "primaries": "bt709", "transfer": "bt709", "matrix": "bt709"}
 SRGB = {"range": "pc", "primaries": "bt709", "transfer": "iec61966-2-1", "matrix": "gbr"}
@@ -100,7 +101,8 @@ class OnePass:
 
     def _note(self, reading: Reading, count: int) -> None:
         self.stats["slots"] = count
-        self.stats["source_s"] = float(reading.at_s(count)) if count else 0.0
+        start_s, end_s = (reading.at_s(0), reading.at_s(count)) if count else (0, 0)
+        self.stats["source_s"] = float(end_s - start_s)
         self.stats["frames_decoded"] = reading.frames_decoded
         self.stats["decode_errors"] = reading.num_errors
         self.source_facts = {
@@ -110,10 +112,15 @@ class OnePass:
             "width": reading.info.display_size[0],
             "height": reading.info.display_size[1],
             **_clock(reading.timebase),
+            **_cropped(reading.info),
         }
+        if self.unit.count > 1:
+            self.source_facts |= {"start_s": float(start_s), "end_s": float(end_s)}
 
     def _verdict(self, reading: Reading, finder: WindowFinder, count: int) -> Fate:
         if not count:
+            if self.unit.index:  # its header promised more than there is
+                return Fate(name="rejected", rule="past_end", message=reading.remarks)
             why = reading.damage or "no frame could be decoded"
             raise SourceError("decode", "NoFrames", why)
         if any(row["fate"] == "kept" for row in self.rows):
@@ -169,6 +176,7 @@ class OnePass:
             "frame_count": self.prep.contract.frames,
             "width": reading.width,
             "height": reading.height,
+            **_cropped(reading.info),
         }
 
     def _store(
@@ -243,6 +251,10 @@ class OnePass:
 
 def _clock(timebase: Fraction) -> dict[str, object]:
     return {"timebase_num": timebase.numerator, "timebase_den": timebase.denominator}
+
+
+def _cropped(info: VideoInfo) -> dict[str, object]:
+    return {f"crop_{name}": value for name, value in asdict(info.crop).items()} if info.crop else {}
 
 
 def _payload_row(

@@ -16,6 +16,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from fractions import Fraction
+from math import inf, isfinite
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import IO
@@ -38,15 +39,28 @@ PIPE_BYTES = 1 << 20
 LAST_WORDS_S = 20.0  # how long the log may trail the first frame, or the exit trail the last
 
 
+class SeekMissed(SourceError):
+    """A part's decoder began behind the part's start: read the source from its beginning instead."""
+
+
 class _Log(threading.Thread):
     """Reads ffmpeg's log to its end and keeps the few facts that matter."""
 
     def __init__(
-        self, stream: IO[bytes], child: "subprocess.Popen[bytes]", info: VideoInfo, prep: Prep
+        self,
+        stream: IO[bytes],
+        child: "subprocess.Popen[bytes]",
+        info: VideoInfo,
+        prep: Prep,
+        part: ffmpeg.Part | None,
     ) -> None:
         super().__init__(name="ffmpeg-log", daemon=True)
         self._stream, self._child, self._max_gap_s = stream, child, prep.max_gap_s
         self._damaged = (_ERROR, _DAMAGED, *((_BROKEN_PICTURE,) if info.picture else ()))
+        self._begin, self._end = -inf, inf
+        if part is not None:
+            self._begin = part.tick(part.start_s)
+            self._end = part.tick(part.end_s) if isfinite(part.end_s) else inf
         # Each frame's first tick and length in ticks, for the reader of native frames; None ends.
         self.times: SimpleQueue[tuple[int, int] | None] | None = None
         if prep.contract.native and not info.picture:
@@ -80,7 +94,7 @@ class _Log(threading.Thread):
         self.last_pts = pts
         self.num_frames += 1
         self.started.set()
-        if self.times is not None:
+        if self.times is not None and self._begin <= pts < self._end:
             self.times.put((pts, length))
 
     def _other(self, line: bytes) -> None:
@@ -102,8 +116,10 @@ class Reading:
     frame whose time is not after all before it was never due on screen, and is left out.
     """
 
-    def __init__(self, uri: str, info: VideoInfo, prep: Prep) -> None:
-        self.info, self._prep = info, prep
+    def __init__(
+        self, uri: str, info: VideoInfo, prep: Prep, part: ffmpeg.Part | None = None
+    ) -> None:
+        self.info, self._prep, self._part = info, prep, part
         contract = prep.contract
         self.width, self.height = payload_size(
             *info.display_size, prep.payload_short_side_px, even=not contract.is_still
@@ -111,12 +127,12 @@ class Reading:
         planar = (self.height * 3 // 2, self.width)
         self._shape = (self.height, self.width, 3) if contract.is_still else planar
         self._ticks, self._last_length, self._num_late = array("q"), 0, 0
-        command = ffmpeg.decode_command(uri, info, prep, (self.width, self.height))
+        command = ffmpeg.decode_command(uri, info, prep, (self.width, self.height), part)
         self._child = ffmpeg.start(command, prep)
         if self._child.stdout is None or self._child.stderr is None:  # never: both are pipes
             raise RuntimeError("ffmpeg was started without pipes")
         self._out = self._child.stdout
-        self._log = _Log(self._child.stderr, self._child, info, prep)
+        self._log = _Log(self._child.stderr, self._child, info, prep, part)
         self._log.start()
         self._deadline = time.monotonic() + prep.decode_timeout_s
 
@@ -206,6 +222,9 @@ class Reading:
         self._log.started.wait(LAST_WORDS_S)
         if not self._log.timebase:
             raise SourceError("decode", "NoClock", "ffmpeg told no time base for this stream")
+        part = self._part
+        if part and part.seek_s and self._log.first_pts > part.tick(part.start_s):
+            raise SeekMissed("decode", "SeekMissed", f"no frame at or before {part.start_s:g} s")
 
     @property
     def fps(self) -> Fraction:
@@ -220,8 +239,15 @@ class Reading:
 
     @property
     def first_pts(self) -> int:
-        """Tick of the first frame, on the source's own clock."""
-        return self._log.first_pts
+        """Tick of the source's first frame, on its own clock."""
+        return self._part.first_pts if self._part else self._log.first_pts
+
+    @property
+    def first_slot(self) -> int:
+        """Which output frame of the whole source this reading begins with; 0 where none are counted."""
+        if self._part is None or self._prep.contract.native:
+            return 0
+        return round(self._part.start_s * self.fps)
 
     @property
     def hdr(self) -> bool:
@@ -264,7 +290,8 @@ class Reading:
         if self.info.picture:
             return index
         if not self._prep.contract.native:
-            return self.first_pts + int(Fraction(index) / self.fps // self.timebase)
+            at_s = Fraction(self.first_slot + index) / self.fps
+            return self.first_pts + int(at_s // self.timebase)
         if index < len(self._ticks):
             return self._ticks[index]
         # A container that does not tell the last frame's length leaves that of a usual one.
@@ -276,5 +303,5 @@ class Reading:
         if self.info.picture:
             return Fraction(0)
         if not self._prep.contract.native:
-            return Fraction(index) / self.fps
+            return Fraction(self.first_slot + index) / self.fps
         return (self.tick(index) - self.first_pts) * self.timebase

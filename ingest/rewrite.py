@@ -23,6 +23,7 @@ from ingest.tables import NotOurs, Table
 
 ATTEMPTS = 30
 ENGINE = "kinoray"
+ADDED = ""  # stands for no file that is replaced
 
 
 def rewrite(
@@ -31,12 +32,14 @@ def rewrite(
     *,
     reads: Sequence[str],
     touches: Callable[[pa.Table], bool],
+    adds: pa.Table | None = None,
 ) -> int:
     """Put `change(rows)` in place of the rows of each file; return how many files changed.
 
     `touches` is asked first, with the columns `reads` of a file; `change` gets all columns, and
-    returns the very table it was given where nothing changes. Rows that others append meanwhile are
-    not seen: call again where they matter. Raises NotOurs when others keep replacing the same files.
+    returns the very table it was given where nothing changes. The rows `adds` come in with the same
+    commit, or with one of their own where no file changes. Rows that others append meanwhile are not
+    seen: call again where they matter. Raises NotOurs when others keep replacing the same files.
     """
     for _ in range(ATTEMPTS):
         table.refresh()
@@ -44,10 +47,9 @@ def rewrite(
         try:
             for name in sorted(upkeep.files(table)):
                 if touches(read_file(table, name, reads)):
-                    rows = read_file(table, name)
-                    new = change(rows)
-                    if new is not rows:
-                        written[name] = _write(table, new)
+                    _replace(table, name, change, written)
+            if adds is not None and adds.num_rows:
+                written[ADDED] = _write(table, conformed(adds, table.schema()))
             if not written or _commit(table, written):
                 table.refresh()
                 return len(written)
@@ -58,6 +60,15 @@ def rewrite(
     raise NotOurs(
         f"{table.root.join(table.name)}: {ATTEMPTS} commits lost against others; run again later"
     )
+
+
+def _replace(
+    table: Table, name: str, change: Callable[[pa.Table], pa.Table], written: dict[str, str]
+) -> None:
+    rows = read_file(table, name)
+    new = change(rows)
+    if new is not rows:
+        written[name] = _write(table, new)
 
 
 def read_file(table: Table, name: str, columns: Sequence[str] = ()) -> pa.Table:
@@ -92,8 +103,9 @@ def _commit(table: Table, written: dict[str, str]) -> bool:
     actions: list[dict[str, Any]] = [{"commitInfo": {**info, "engineInfo": ENGINE}}]
     for old, new in written.items():
         same = {"dataChange": True, "partitionValues": {}}
-        path = old.removeprefix(f"{table.name}/")
-        actions.append({"remove": {**same, "path": path, "deletionTimestamp": now_ms}})
+        if old != ADDED:
+            path = old.removeprefix(f"{table.name}/")
+            actions.append({"remove": {**same, "path": path, "deletionTimestamp": now_ms}})
         if new:
             # Without the smallest and greatest values: a log must not tell what rows are to forget.
             path, size = new.removeprefix(f"{table.name}/"), table.root.size(new)

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest.clip import digest_of
-
 VIDEO_SUFFIXES = frozenset(
     f".{name}"
     for name in (
@@ -125,12 +123,6 @@ def fingerprint(source: Source) -> str:
         return sha256_file(source.uri) if Path(source.uri).is_file() else ""
     except OSError:
         return ""
-
-
-def unit_id(uri: str, source_sha256: str, prep_digest: str, keep_digest: str) -> str:
-    """Return the hex id of the work on one source; equal source and settings give an equal id."""
-    name = os.fsencode(uri).hex()
-    return digest_of({"uri": name, "sha": source_sha256, "prep": prep_digest, "keep": keep_digest})
 
 
 def check_readable(source: Source, max_bytes: int) -> None:

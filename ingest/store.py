@@ -18,6 +18,7 @@ from ingest import clips, facts, refs, views
 from ingest.balance import Balance, balance
 from ingest.clip import Contract, Prep
 from ingest.columns import among
+from ingest.decide import replace_units
 from ingest.grounds import NotADataset, prepare
 from ingest.objects import Root
 from ingest.schema import ANNOTATIONS, captions_schema, conformed, ledger_schema, log_schema
@@ -121,6 +122,12 @@ class Dataset:
                     raise
         return self._tables.get(name)
 
+    @property
+    def ledger_table(self) -> Table:
+        """The ledger's table, as other processes left it."""
+        self.refresh()
+        return self._ledger
+
     def refresh(self) -> int:
         """Read what other processes committed meanwhile; return the ledger's version."""
         if self.is_head:
@@ -146,18 +153,32 @@ class Dataset:
         dataset cannot be written.
         """
         self._writable()
-        fresh = self._ledger.fresh(rows)
+        fresh = self._ready(self._ledger.fresh(rows), captions)
+        return self._ledger.commit(fresh, app_id=app_id, batch=batch)
+
+    def replace_units(self, rows: pa.Table, captions: pa.Table) -> int:
+        """Put new rows of units in place of those that they have; return the ledger's version.
+
+        For units that were worked on again because clips are wanted now that were not. Raises as
+        `commit` does.
+        """
+        self._writable()
+        replace_units(self._ledger, self._ready(rows, captions))
+        return self._ledger.version
+
+    def _ready(self, rows: pa.Table, captions: pa.Table) -> pa.Table:
+        """Return rows without what was taken down, and write their captions."""
         taken = Taken.of(self)  # somebody may have been taken down since the work on a unit began
         if taken:
-            fresh = hidden(fresh, taken, clips_left(fresh, taken))
+            rows = hidden(rows, taken, clips_left(rows, taken))
         # Captions first: a ledger row then never lacks the caption that its unit had.
-        kept = fresh.filter(pa.array(among(fresh.column("fate"), ["kept"])))
+        kept = rows.filter(pa.array(among(rows.column("fate"), ["kept"])))
         ids = set(kept.column("id").to_pylist())
         of_fresh = [clip in ids for clip in captions.column("clip_id").to_pylist()]
         said = captions.filter(pa.array(of_fresh, pa.bool_()))
         if said.num_rows:
             self._annotations("captions").append_missing(said)
-        return self._ledger.commit(fresh, app_id=app_id, batch=batch)
+        return rows
 
     def annotate(self, name: str, rows: pa.Table, *, app_id: str, batch: int) -> int:
         """Append rows to an annotation (see schema.ANNOTATIONS); return its version.

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ingest.bars import Crop
 from ingest.rates import Pace
 from ingest.sources import SourceError
 
@@ -20,9 +21,12 @@ _SIZE = re.compile(r"^#dimensions (\d+): (\d+)x(\d+)", re.MULTILINE)
 _ASPECT = re.compile(r"^#sar (\d+): (\d+)/(\d+)", re.MULTILINE)
 _FIELDS = re.compile(r" i:[TB] ")
 _RATE = re.compile(r"config in time_base: \d+/\d+, frame_rate: (\d+)/(\d+)")
+_CLOCK = re.compile(r"config in time_base: (\d+)/(\d+)")
+_SHOWN = re.compile(r"\] n: *\d+ pts: *(-?\d+) ")
 _TICKS = re.compile(r"^#tb \d+: (\d+)/(\d+)")
 _NO_TICK = -(1 << 63)
 _ALPHA = re.compile(r"rgba|bgra|argb|abgr|ya\d|yuva|gbrap|pal8")
+_DURATION = re.compile(r"Duration: (\d+):(\d\d):(\d\d\.\d+), start:")
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 
 
@@ -30,7 +34,9 @@ _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 class VideoInfo:
     """The chosen video stream: upright size as stored (px), pixel aspect, colour, fields, pace.
 
-    `picture` is the demuxer of a still picture ("" for a video); `pace` is None where nobody asked.
+    `picture` is the demuxer of a still picture ("" for a video); `pace` is None where nobody asked;
+    `duration_s` is what the container declares, 0 where it declares nothing; `crop` is the picture
+    inside its bars, None without bars.
     """
 
     stream_index: int
@@ -43,13 +49,17 @@ class VideoInfo:
     alpha: bool = False
     picture: str = ""
     pace: Pace | None = None
+    duration_s: float = 0.0
+    crop: Crop | None = None
 
     @property
     def display_size(self) -> tuple[int, int]:
         """(width, height) in px with square pixels; the longer axis shrinks, none ever grows."""
+        crop = self.crop
+        width, height = (crop.width, crop.height) if crop else (self.width, self.height)
         if self.pixel_aspect >= 1:
-            return self.width, max(1, round(self.height / self.pixel_aspect))
-        return max(1, round(self.width * self.pixel_aspect)), self.height
+            return width, max(1, round(height / self.pixel_aspect))
+        return max(1, round(width * self.pixel_aspect)), height
 
 
 def plain(line: str) -> str:
@@ -98,7 +108,13 @@ def chosen(header: str, log: str, *, picture: str = "") -> VideoInfo:
         interlaced=any(word.endswith("first") for word in words) or bool(_FIELDS.search(log)),
         alpha=bool(_ALPHA.match(pixels)),
         picture=picture,
+        duration_s=0.0 if picture else _duration_s(log),
     )
+
+
+def _duration_s(log: str) -> float:
+    found = _DURATION.search(log)
+    return 3600.0 * int(found[1]) + 60.0 * int(found[2]) + float(found[3]) if found else 0.0
 
 
 def _colour(log: str, stream_index: int) -> tuple[str, list[str]]:
@@ -126,6 +142,14 @@ def packet_times(lines: Iterable[str]) -> "tuple[array[int], Fraction]":
     if _NO_TICK in shown:
         shown = array("q", (tick for tick in decoded if tick != _NO_TICK))
     return shown, timebase
+
+
+def first_shown(log: str) -> tuple[int, Fraction] | None:
+    """Return tick and seconds per tick of the first frame that a decoder's log tells of."""
+    clock, frame = _CLOCK.search(log), _SHOWN.search(log)
+    if not clock or not frame or not int(clock[2]):
+        return None
+    return int(frame[1]), Fraction(int(clock[1]), int(clock[2]))
 
 
 def declared_fps(log: Iterable[str]) -> Fraction:

@@ -4,8 +4,10 @@ A pure function of the source and the settings. Whatever is wrong with a source 
 its rows; only trouble with the place that is written to (StorageError) leaves as an exception.
 """
 
+import math
+import os
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -14,13 +16,13 @@ import pyarrow as pa
 
 from ingest import ffmpeg
 from ingest.caption import Captions
-from ingest.clip import Prep
+from ingest.clip import Contract, Prep, digest_of
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, source_row, to_table
 from ingest.objects import Root
 from ingest.onepass import PURGED, OnePass
 from ingest.pictures import demuxer_of
-from ingest.reading import Reading
+from ingest.reading import Reading, SeekMissed
 from ingest.schema import ledger_schema
 from ingest.shards import ShardWriter
 from ingest.sources import (
@@ -29,8 +31,11 @@ from ingest.sources import (
     check_readable,
     check_unchanged,
     fingerprint,
-    unit_id,
 )
+from ingest.streams import VideoInfo
+
+LEAST_BYTES_PER_S = 4000  # of a video that is worth cutting into parts
+SEEK_MARGIN_S = 2.0  # some containers tell the time of a keyframe a little late
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,11 +48,57 @@ class UnitResult:
     stats: dict[str, float]
 
 
-def plan_unit(source: Source, *, prep: Prep, keep: Keep, source_sha256: str = "") -> Unit:
-    """Return the unit of a source, hashing the file when its hash is not given; never raises."""
-    sha256 = source_sha256 or fingerprint(source)
-    identity = unit_id(source.uri, sha256, prep.digest(), keep.digest())
-    return Unit(unit_id=identity, source=source, source_sha256=sha256)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """A source's sha256 ("" when it cannot be read) and in how many parts it is worked on."""
+
+    sha256: str
+    num_parts: int
+
+
+def name_source(source: Source, *, prep: Prep) -> Named:
+    """Read a source once to know who it is, and into how many parts it is cut; never raises."""
+    return Named(sha256=fingerprint(source), num_parts=_num_parts(source, prep))
+
+
+def _num_parts(source: Source, prep: Prep) -> int:
+    most = source.bytes // (prep.max_unit_s * LEAST_BYTES_PER_S)  # whatever its header claims
+    if most < 2:
+        return 1
+    try:
+        check_readable(source, prep.max_source_bytes)
+        if prep.contract.is_still and demuxer_of(source.uri):
+            return 1
+        duration_s = ffmpeg.probe(source.uri, replace(prep, contract=Contract())).duration_s
+    except SourceError:
+        return 1
+    return min(most, max(1, round(duration_s / prep.max_unit_s)))
+
+
+def units_of(source: Source, named: Named, *, prep: Prep) -> list[Unit]:
+    """Return the units of work of a source: one, or one for each part of a long one."""
+    return [
+        Unit(
+            unit_id=_unit_id(source.uri, named, prep, index),
+            source=source,
+            source_sha256=named.sha256,
+            index=index,
+            count=named.num_parts,
+        )
+        for index in range(named.num_parts)
+    ]
+
+
+def _unit_id(uri: str, named: Named, prep: Prep, index: int) -> str:
+    """Return the hex id of some work; equal source and preparation give an equal id."""
+    whole = {"uri": os.fsencode(uri).hex(), "sha": named.sha256, "prep": prep.digest()}
+    part = {"part": [index, named.num_parts]} if named.num_parts > 1 else {}
+    return digest_of(whole | part)
+
+
+def plan_unit(source: Source, *, prep: Prep) -> Unit:
+    """Return the unit of a source that is to be worked on as a whole; hashes the file."""
+    return units_of(source, Named(sha256=fingerprint(source), num_parts=1), prep=prep)[0]
 
 
 def curate_unit(
@@ -90,14 +141,41 @@ def _run(work: OnePass, root: Root | Path | str) -> Fate:
     check_unchanged(unit.source)
     picture = demuxer_of(unit.source.uri) if prep.contract.is_still else ""
     info = ffmpeg.probe(unit.source.uri, prep, picture)
+    if prep.crop_bars and not picture:
+        info = replace(info, crop=ffmpeg.bars_of(unit.source.uri, info, prep))
+    part = _part(unit, info, prep)
+    try:
+        return _decoded(work, info, part, root)
+    except SeekMissed:  # before anything came of it
+        return _decoded(work, info, replace(part, seek_s=0.0) if part else None, root)
+
+
+def _decoded(
+    work: OnePass, info: VideoInfo, part: ffmpeg.Part | None, root: Root | Path | str
+) -> Fate:
+    unit, prep = work.unit, work.prep
     with (
-        Reading(unit.source.uri, info, prep) as reading,
+        Reading(unit.source.uri, info, prep, part) as reading,
         ShardWriter(root, {"ffmpeg_version": ffmpeg.version()}) as shard,
     ):
         fate = work.read(reading, shard)
         check_unchanged(unit.source)
         work.place(shard)
     return fate
+
+
+def _part(unit: Unit, info: VideoInfo, prep: Prep) -> ffmpeg.Part | None:
+    if unit.count == 1:
+        return None
+    first_pts, timebase = ffmpeg.first_tick(unit.source.uri, info, prep)
+    start_s = unit.index * prep.max_unit_s
+    return ffmpeg.Part(
+        start_s=start_s,
+        end_s=start_s + prep.max_unit_s if unit.index < unit.count - 1 else math.inf,
+        first_pts=first_pts,
+        timebase=timebase,
+        seek_s=max(0.0, start_s - SEEK_MARGIN_S),
+    )
 
 
 def failed_rows(

@@ -14,17 +14,27 @@ from typing import Any
 
 from cluster import pool
 from cluster.session import Cluster
+from ingest import decide
 from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
-from ingest.sources import Source, fingerprint, list_sources, unit_id
+from ingest.sources import Source, list_sources
 from ingest.store import Dataset
-from ingest.unit import Unit, curate_unit, duplicate_rows, failed_rows, with_attempts
+from ingest.unit import (
+    Named,
+    Unit,
+    curate_unit,
+    duplicate_rows,
+    failed_rows,
+    name_source,
+    units_of,
+    with_attempts,
+)
 from pipelines import captioned
 from pipelines.committer import Committer
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import digest, plain, recipe_digest
-from pipelines.output import Occupied, claim, notes_of, start_over
+from pipelines.output import claim, notes_of, start_over
 from pipelines.plan import Plan
 
 VERB = "curate"
@@ -104,8 +114,10 @@ def run(config: Config, *, context: Context) -> Result:
     claimed = claim(
         folder, VERB, config, inputs={"sources": listed, "captions": digest(said)}, resume=True
     )
-    if claimed.finished:
-        return Result(**claimed.finished)
+    if claimed.finished and claimed.finished["version"] == dataset.version:
+        return Result(
+            **claimed.finished
+        )  # else others changed the dataset since, perhaps its fates
     captioned.note(folder, said, dataset=config.out)
     with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
         work = _Work(config, dataset, context, recorder, app_id=f"{VERB}/{claimed.digest}")
@@ -125,37 +137,40 @@ class _Work:
     ) -> None:
         self.config, self.dataset, self.context, self.recorder = config, dataset, context, recorder
         self._committer = Committer(dataset, app_id=app_id)
+        self._again: frozenset[str] = frozenset()
         self.cpu_s = 0.0
         self.source_s = 0.0
 
     def units(self, sources: Sequence[Source]) -> list[Unit]:
         """Name each source by its content; hashing is a full read, so it is spread over the cluster."""
         self.context.start_cluster()
-        hashes: dict[str, str] = {}
-        named = {source.uri: source for source in sources}
-        work = (pool.Unit(key=uri, payload=source) for uri, source in named.items())
-        for outcome in self._pooled(fingerprint, work):
-            hashes[outcome.key] = outcome.value or ""
-            self.recorder.progress(len(hashes), len(sources), stage="curate: hash")
-        keys = {"prep": self.config.prep, "keep": self.config.keep}
+        named: dict[str, Named] = {}
+        by_uri = {source.uri: source for source in sources}
+        work = (pool.Unit(key=uri, payload=source) for uri, source in by_uri.items())
+        for outcome in self._pooled(partial(name_source, prep=self.config.prep), work):
+            named[outcome.key] = outcome.value or Named(sha256="", num_parts=1)
+            self.recorder.progress(len(named), len(sources), stage="curate: hash")
         # Interrupted while hashing: only the named ones are units, the rest is found again by the next run.
         return [
-            Unit(
-                unit_id=unit_id(uri, sha, keys["prep"].digest(), keys["keep"].digest()),
-                source=source,
-                source_sha256=sha,
-            )
-            for uri, source in named.items()
-            if (sha := hashes.get(uri)) is not None
+            unit
+            for uri, source in by_uri.items()
+            if uri in named
+            for unit in units_of(source, named[uri], prep=self.config.prep)
         ]
 
     def give_fates(self, units: Sequence[Unit]) -> None:
         """Process what the ledger does not know yet and commit as results come."""
-        known = self.dataset.committed_units()
-        self._refuse_other_rules(units, known)
+        mine = {unit.unit_id for unit in units}
+        committed = self.dataset.committed_units()
+        self._again = self._unstored(mine)
+        known = committed - self._again
         todo = [unit for unit in units if unit.unit_id not in known]
         first = self._first_of_each(units)
-        fresh = [u for u in todo if first.get(u.source_sha256, u.unit_id) == u.unit_id]
+        fresh = [
+            u
+            for u in todo
+            if first.get(u.source_sha256, u.source.printable_uri) == u.source.printable_uri
+        ]
         named = {unit.unit_id: unit for unit in fresh}
         done = len(units) - len(todo)
         if done:
@@ -179,6 +194,22 @@ class _Work:
                 self._committer.flush()
             raise
         self._committer.flush()
+        self._decide(mine)
+
+    def _unstored(self, units: set[str]) -> frozenset[str]:
+        """Return the units with clips that other thresholds rejected: wanted now, but never stored."""
+        ledger = decide.readable(self.dataset.ledger_table)
+        judged = decide.judge(ledger, keep=self.config.keep, units=units)
+        return decide.decide(ledger, judged).unstored
+
+    def _decide(self, units: set[str]) -> None:
+        """Give each clip its last fate, by columns alone: nothing is decoded for other thresholds."""
+        ledger = decide.readable(self.dataset.ledger_table)
+        judged = decide.judge(ledger, keep=self.config.keep, units=units)
+        found = decide.decide(ledger, judged)
+        if found.changes.num_rows:
+            decide.give_fates(self.dataset.ledger_table, found.changes)
+            self.recorder.stage(f"{found.changes.num_rows} fates decided anew")
 
     @property
     def _rules(self) -> dict[str, Any]:
@@ -207,9 +238,11 @@ class _Work:
     def _take(self, outcome: pool.Outcome, unit: Unit) -> None:
         if outcome.failure is None:
             self.source_s += outcome.value.stats.get("source_s", 0.0)
-            self._committer.add(
-                with_attempts(outcome.value.rows, outcome.attempts), outcome.value.captions
-            )
+            rows = with_attempts(outcome.value.rows, outcome.attempts)
+            if unit.unit_id in self._again:
+                self.dataset.replace_units(rows, outcome.value.captions)
+            else:
+                self._committer.add(rows, outcome.value.captions)
             return
         failure = outcome.failure
         rows = failed_rows(
@@ -223,29 +256,18 @@ class _Work:
         self._committer.add(rows)
 
     def _first_of_each(self, units: Sequence[Unit]) -> dict[str, str]:
-        """Return for each content the unit that speaks for it: the one in the ledger, else the first by name."""
-        ledger = (
-            self.dataset.ledger().select(["kind", "fate", "source_sha256", "unit_id"]).to_pylist()
-        )
+        """Return for each content the source that speaks for it: the one in the ledger, else the first by name."""
+        names = ["kind", "fate", "source_sha256", "source_uri"]
+        ledger = self.dataset.ledger().select(names).to_pylist()
         first = {
-            row["source_sha256"]: row["unit_id"]
+            row["source_sha256"]: row["source_uri"]
             for row in ledger
             if row["kind"] == "source" and row["fate"] != "duplicate" and row["source_sha256"]
         }
         for unit in units:
             if unit.source_sha256:
-                first.setdefault(unit.source_sha256, unit.unit_id)
+                first.setdefault(unit.source_sha256, unit.source.printable_uri)
         return first
-
-    def _refuse_other_rules(self, units: Sequence[Unit], known: set[str]) -> None:
-        ledger = self.dataset.ledger().select(["kind", "source_uri", "source_sha256"]).to_pylist()
-        judged = {(r["source_uri"], r["source_sha256"]) for r in ledger if r["kind"] == "source"}
-        for unit in units:
-            if unit.unit_id not in known and (unit.source.uri, unit.source_sha256) in judged:
-                raise Occupied(
-                    self.config.out,
-                    f"holds {unit.source.printable_uri} curated with other keep rules",
-                )
 
 
 def _result(work: _Work, units: Sequence[Unit]) -> Result:
@@ -265,7 +287,7 @@ def _result(work: _Work, units: Sequence[Unit]) -> Result:
         dataset=work.config.out,
         version=work.dataset.version,
         digest=work.dataset.digest(),
-        sources=len(units),
+        sources=len({unit.source.uri for unit in units}),
         sources_rejected=fates["source", "rejected"],
         clips_kept=fates["clip", "kept"],
         clips_rejected=fates["clip", "rejected"],

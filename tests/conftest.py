@@ -73,7 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Tiny:
     prep = Prep(contract=Contract(), payload_short_side_px=64)
     dataset = Dataset.create(root, prep.contract, prep)
     for batch, source in enumerate(list_sources([str(tiny_videos)]), 1):
-        unit = plan_unit(source, prep=prep, keep=KEEP_ALL)
+        unit = plan_unit(source, prep=prep)
         result = curate_unit(unit, prep=prep, keep=KEEP_ALL, captions=Captions(), root=root)
         dataset.commit(result.rows, result.captions, app_id="tiny", batch=batch)
     assert dataset.kept_clips().num_rows == len(CAPTIONS)

@@ -104,7 +104,7 @@ def curate(film: Path, folder: Path) -> Row:
         )
     )  # fmt: skip
     dataset = Dataset.create(folder / "dataset", prep.contract, prep)
-    unit = plan_unit(list_sources([str(film)])[0], prep=prep, keep=Keep())
+    unit = plan_unit(list_sources([str(film)])[0], prep=prep)
 
     def whole() -> None:
         made = curate_unit(unit, prep=prep, keep=Keep(), captions=Captions(), root=dataset.root)

@@ -108,7 +108,7 @@ def curate() -> Callable[..., UnitResult]:
     def run(path: Path | Source, root: Path, **settings: object) -> UnitResult:
         options = {"prep": Prep(), "keep": KEEP_ALL, "captions": Captions()} | settings
         source = path if isinstance(path, Source) else list_sources([str(path)])[0]
-        unit = plan_unit(source, prep=options["prep"], keep=options["keep"])
+        unit = plan_unit(source, prep=options["prep"])
         return curate_unit(unit, root=root, **options)
 
     return run
@@ -123,7 +123,7 @@ def shared_videos() -> Path:
 
 
 def _curate_shared(source: Source, root: Path) -> tuple[UnitResult, float]:
-    unit = plan_unit(source, prep=Prep(), keep=Keep())
+    unit = plan_unit(source, prep=Prep())
     result = curate_unit(unit, prep=Prep(), keep=Keep(), captions=Captions(), root=root)
     # Not getrusage: its maximum is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text()

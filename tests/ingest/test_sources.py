@@ -11,7 +11,6 @@ from ingest.sources import (
     fingerprint,
     list_sources,
     sha256_file,
-    unit_id,
 )
 
 
@@ -90,7 +89,6 @@ def test_odd_names(tmp_path):
     for source in found:
         source.printable_uri.encode("utf-8")
         assert fingerprint(source) == sha256_file(source.uri)
-        assert len(unit_id(source.uri, "", "", "")) == 64
         assert list_sources([source.uri]) == [source]
 
 
@@ -122,9 +120,3 @@ def test_a_changed_file_is_noticed(tree):
     Path(source.uri).unlink()
     with pytest.raises(SourceError, match="Vanished"):
         check_unchanged(source)
-
-
-def test_unit_id_depends_on_every_part():
-    base = ("/a", "b", "c", "d")
-    ids = {unit_id(*base)} | {unit_id(*base[:i], "x", *base[i + 1 :]) for i in range(len(base))}
-    assert len(ids) == 5

@@ -235,7 +235,7 @@ from ingest.shards import StorageError
 from ingest.sources import list_sources
 from ingest.unit import curate_unit, plan_unit
 keep = Keep(max_duplicate_frame_share=None, max_motion=None, min_motion=None)
-unit = plan_unit(list_sources([sys.argv[1]])[0], prep=Prep(), keep=keep)
+unit = plan_unit(list_sources([sys.argv[1]])[0], prep=Prep())
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
@@ -264,7 +264,7 @@ def test_a_full_disk_is_no_fate_of_the_source(two_shots, curated_two, tmp_path):
 
 def test_rows_of_the_executor(two_shots, curated_two):
     settings = {"prep": Prep(), "keep": Keep()}
-    unit = plan_unit(list_sources([str(two_shots)])[0], **settings)
+    unit = plan_unit(list_sources([str(two_shots)])[0], prep=Prep())
     died = failed_rows(unit, stage="worker", error_class="WorkerDied", message="killed\n",
                        attempts=3, **settings)  # fmt: skip
     row = died.to_pylist()[0]

@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 
 from ingest.store import Dataset
@@ -49,3 +50,52 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path, tmp_path, t
     assert again.code == 0, again.err[-1500:]
     assert again.told["clips_kept"] == 3
     assert Dataset.open(small_disk / "ds").balance().ok
+
+
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """Let every ffmpeg write a line when it begins to decode a whole source; return their count."""
+    log = tmp_path / "decodes"
+    log.touch()
+    wrapper = tmp_path / "ffmpeg"
+    wrapper.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *showinfo*rawvideo*pipe:1*) echo one >> "{log}";; esac\n'
+        f'exec "{imageio_ffmpeg.get_ffmpeg_exe()}" "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(wrapper))
+    return lambda: len(log.read_text().splitlines())
+
+
+def test_other_thresholds_decode_nothing(tmp_path, tiny_videos, counted):
+    """Only what is newly wanted, and was never stored, is read from its source again."""
+
+    def curate(*keep):
+        ran = kinoray(
+            tmp_path, "curate", RECIPE, f"source={tiny_videos}", "out=ds", *KEEP, *keep, "--json"
+        )
+        assert ran.code == 0, ran.err[-1500:]
+        return ran.told, counted()
+
+    all_kept, decodes = curate()
+    assert all_kept["clips_kept"] == 3
+    assert decodes == all_kept["sources"]
+    motions = sorted(Dataset.open(tmp_path / "ds").kept_clips().column("motion").to_pylist())
+    limit = f"keep.min_motion={(motions[0] + motions[1]) / 2}"
+    strict, after = curate(limit)
+    assert (strict["clips_kept"], after) == (2, decodes)
+    assert strict["fates_balance"]
+    back, after = curate()
+    assert (back["digest"], after) == (all_kept["digest"], decodes)
+
+    fresh = kinoray(
+        tmp_path, "curate", RECIPE, f"source={tiny_videos}", "out=other", *KEEP, limit, "--json"
+    )
+    assert fresh.told["digest"] == strict["digest"]
+    before = counted()
+    wider = kinoray(
+        tmp_path, "curate", RECIPE, f"source={tiny_videos}", "out=other", *KEEP, "--json"
+    )
+    assert wider.told["digest"] == all_kept["digest"]
+    assert counted() == before + 1

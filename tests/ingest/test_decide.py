@@ -1,0 +1,212 @@
+"""Fates as a function of columns: against one row at a time, and repeated, and beside a takedown."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest.decide import READS, decide, give_fates, judge, readable, replace_units
+from ingest.keep import RULES, Keep
+from ingest.ledger import to_table
+from ingest.purge import purge
+from ingest.schema import SCORES, conformed, ledger_schema
+from ingest.store import Dataset
+from tests.ingest.made_shards import made, name_of
+
+values = st.one_of(st.none(), st.sampled_from([0.0, 0.02, 0.3, 10.0, 100.0, 300.0]))
+clip_rows = st.fixed_dictionaries(
+    {
+        **dict.fromkeys(SCORES, values),
+        "unit": st.sampled_from("uvw"),
+        "was": st.sampled_from(["kept", "purged", "failed", "near_duplicate", "leakage", *RULES]),
+        "stored": st.booleans(),
+    }
+)
+keeps = st.builds(
+    Keep,
+    min_motion=st.sampled_from([None, 0.01, 1.0]),
+    max_motion=st.sampled_from([None, 0.1]),
+    min_luma=st.sampled_from([None, 16.0]),
+    min_sharpness=st.sampled_from([None, 50.0]),
+)
+
+
+def ledger_of(drawn):
+    rows = []
+    for number, one in enumerate(drawn):
+        fate = {"kept": "kept", "failed": "failed", "near_duplicate": "duplicate"}
+        rows.append(
+            {
+                "unit_id": one["unit"],
+                "kind": "clip",
+                "id": f"clip{number}",
+                "attempts": 1,
+                "fate": fate.get(one["was"], "rejected"),
+                "rule": None if one["was"] in ("kept", "failed") else one["was"],
+                "shard": "s" if one["stored"] or one["was"] == "kept" else None,
+                **{name: one[name] for name in SCORES},
+            }
+        )
+    for unit in "uvw":
+        kept = sum(row["fate"] == "kept" for row in rows if row["unit_id"] == unit)
+        rows.append(
+            {
+                "unit_id": unit,
+                "kind": "source",
+                "id": f"source {unit}",
+                "attempts": 1,
+                "fate": "kept" if kept else "rejected",
+                "rule": None if kept else "no_clip_kept",
+                "num_kept": kept,
+            }
+        )
+    return to_table(rows)
+
+
+def one_by_one(row, keep, units, leaks, twins):
+    """The law for one clip row: its fate after the decision."""
+    same = {name: row[name] for name in ("fate", "rule", "score", "threshold", "duplicate_of")}
+    closed = row["fate"] == "failed" or row["rule"] == "purged"
+    mine = row["unit_id"] in units
+    passes = row["fate"] == "kept" or row["rule"] == "near_duplicate"
+    if closed or not (mine or passes):
+        return same
+    new = dict.fromkeys(same)
+    if mine:
+        fate = keep.decide({name: row[name] for name in SCORES})
+        if fate.name != "kept":
+            return {name: fate.columns()[name] for name in same}
+        if row["id"] in leaks:
+            return new | {"fate": "rejected", "rule": "leakage", "duplicate_of": leaks[row["id"]]}
+    if row["id"] in twins:
+        better, far = twins[row["id"]]
+        told = {"fate": "duplicate", "rule": "near_duplicate", "score": far, "duplicate_of": better}
+        return new | told
+    return new | {"fate": "kept"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(clip_rows, max_size=12), keeps, st.sets(st.sampled_from("uvw")), st.data())
+def test_the_decision_is_that_of_each_row(drawn, keep, units, data):
+    ledger = ledger_of(drawn)
+    ids = [f"clip{n}" for n in range(len(drawn))]
+    some = st.sets(st.sampled_from(ids)) if ids else st.just(set())
+    leaks = dict.fromkeys(data.draw(some), "eval")
+    twins = dict.fromkeys(data.draw(some), ("better", 3.0))
+    judged = judge(ledger, keep=keep, units=units, leaks=leaks)
+    found = decide(ledger, judged, twins=twins, leaks=leaks)
+    changed = {(r["unit_id"], r["kind"], r["id"]): r for r in found.changes.to_pylist()}
+    kept = dict.fromkeys("uvw", 0)
+    wanted = {}
+    for row in ledger.to_pylist():
+        if row["kind"] == "clip":
+            wanted[row["id"]] = one_by_one(row, keep, units, leaks, twins)
+            kept[row["unit_id"]] += wanted[row["id"]]["fate"] == "kept"
+    unstored = {
+        r["unit_id"]
+        for r in ledger.to_pylist()
+        if r["kind"] == "clip" and wanted[r["id"]]["fate"] == "kept" and not r["shard"]
+    }
+    assert found.unstored == unstored
+    for row in ledger.to_pylist():
+        now = row | changed.get((row["unit_id"], row["kind"], row["id"]), {})
+        if row["unit_id"] in unstored:
+            assert now == row
+        elif row["kind"] == "clip":
+            assert {name: now[name] for name in wanted[row["id"]]} == wanted[row["id"]]
+        else:
+            assert now["num_kept"] == kept[row["unit_id"]]
+            assert now["fate"] == ("kept" if kept[row["unit_id"]] else "rejected")
+    assert all(r != {**r, **changed[k]} for r in ledger.to_pylist()
+               if (k := (r["unit_id"], r["kind"], r["id"])) in changed)  # fmt: skip
+
+
+@pytest.fixture
+def judged_dataset(tmp_path):
+    dataset = made(tmp_path, "abc")
+    rows = dataset.ledger().to_pylist()
+    for row in rows:
+        if row["kind"] == "clip" and row["fate"] == "kept":
+            row["motion"] = 0.1 * int(row["source_sha256"] == name_of("b")) + 0.02
+    replace_units(dataset.table("ledger"), to_table(rows))
+    return Dataset.open(tmp_path)
+
+
+def refate(dataset, keep, **more):
+    table = dataset.table("ledger")
+    table.refresh()
+    ledger = readable(table)
+    units = ledger.column("unit_id").unique().to_pylist()
+    found = decide(ledger, judge(ledger, keep=keep, units=units), **more)
+    return give_fates(table, found.changes), found
+
+
+def test_other_thresholds_and_back_again_give_the_same_dataset(judged_dataset):
+    dataset = judged_dataset
+    digest = dataset.digest()
+    files, _found = refate(dataset, Keep(min_motion=0.1))
+    assert files
+    strict = Dataset.open(dataset.root)
+    assert set(strict.kept_clips().column("source_sha256").to_pylist()) == {name_of("b")}
+    assert strict.balance().ok
+    empty = [r for r in strict.ledger().to_pylist() if r["rule"] == "no_clip_kept"]
+    assert {row["id"] for row in empty} == {name_of("a"), name_of("c")}
+    assert refate(strict, Keep(min_motion=0.1))[0] == 0
+    assert strict.version == Dataset.open(dataset.root).version
+    files, found = refate(strict, Keep())
+    assert files
+    assert not found.unstored
+    assert Dataset.open(dataset.root).digest() == digest
+
+
+def test_near_duplicates_are_hidden_and_come_back(judged_dataset):
+    dataset = judged_dataset
+    digest = dataset.digest()
+    twins = {name_of("a/1"): (name_of("b/0"), 2.0)}
+    refate(dataset, Keep(), twins=twins)
+    after = Dataset.open(dataset.root)
+    assert name_of("a/1") not in after.kept_clips().column("clip_id").to_pylist()
+    (row,) = [r for r in after.ledger().to_pylist() if r["id"] == name_of("a/1")]
+    told = (row["fate"], row["rule"], row["score"], row["duplicate_of"])
+    assert told == ("duplicate", "near_duplicate", 2.0, name_of("b/0"))
+    assert after.balance().ok
+    refate(after, Keep())
+    assert Dataset.open(dataset.root).digest() == digest
+
+
+def test_what_was_taken_down_stays_down(judged_dataset):
+    dataset = judged_dataset
+    table = dataset.table("ledger")
+    ledger = readable(table)
+    units = ledger.column("unit_id").unique().to_pylist()
+    strict = decide(ledger, judge(ledger, keep=Keep(min_motion=0.1), units=units))
+    assert purge(dataset, clips=[name_of("a/0")], reason="asked").clean
+    give_fates(Dataset.open(dataset.root).table("ledger"), strict.changes)
+    (row,) = [
+        r for r in Dataset.open(dataset.root).ledger().to_pylist() if r["id"] == name_of("a/0")
+    ]
+    assert (row["fate"], row["rule"], row["score"]) == ("rejected", "purged", None)
+
+
+def test_a_million_rows_are_judged_in_columns():
+    """No Python object a row: the whole decision over a million rows, in seconds."""
+    count = 1_000_000
+    draw = np.random.default_rng(0)
+    columns = {
+        "unit_id": pa.array(np.repeat(np.arange(count // 10), 10)).cast(pa.utf8()),
+        "kind": pa.array(["clip"] * count),
+        "id": pa.array(np.arange(count)).cast(pa.utf8()),
+        "fate": pa.array(["kept"] * count),
+        "shard": pa.array(["s"] * count),
+        **{name: pa.array(draw.random(count)) for name in SCORES},
+    }
+    wanted = pa.schema([ledger_schema().field(name) for name in READS])
+    ledger = conformed(pa.table(columns), wanted)
+    keep = Keep(min_motion=0.5, max_motion=None, min_luma=None, min_luma_range=None,
+                max_duplicate_frame_share=None)  # fmt: skip
+    judged = judge(ledger, keep=keep, units=ledger.column("unit_id").unique())
+    found = decide(ledger, judged)
+    motion = ledger.column("motion").to_numpy()
+    assert found.changes.num_rows == int((motion < 0.5).sum())
+    assert judged.passing.sum() == int((motion >= 0.5).sum())

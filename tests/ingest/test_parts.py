@@ -1,0 +1,170 @@
+"""Long sources are worked on in parts: the same frames at the same times as in one go."""
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from ingest import ffmpeg
+from ingest.caption import Captions
+from ingest.clip import Contract, Prep
+from ingest.reading import Reading, SeekMissed
+from ingest.sources import list_sources
+from ingest.unit import curate_unit, name_source, units_of
+from tests.ingest.conftest import KEEP_ALL
+
+COUNT = 600  # 25 s at 24 fps
+PART_S = 10
+H264 = ("-c:v", "libx264", "-qp", "4", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
+LONG_GOP = (*H264, "-g", "250", "-bf", "3")
+KINDS = {
+    "short.mp4": (*H264, "-g", "12", "-bf", "2"),
+    "long.mp4": LONG_GOP,
+    "open.mp4": (*H264, "-g", "24", "-bf", "3", "-x264-params", "open-gop=1:bframes=3"),
+    "long.mkv": LONG_GOP,
+    "open.ts": (*H264, "-g", "24", "-bf", "3", "-x264-params", "open-gop=1:bframes=3"),
+    "long.ts": LONG_GOP,
+    "vp9.webm": ("-c:v", "libvpx", "-crf", "8", "-b:v", "4M", "-deadline", "realtime"),
+    "mpeg2.mpg": ("-c:v", "mpeg2video", "-q:v", "2", "-bf", "2"),
+    "mjpeg.avi": ("-c:v", "mjpeg", "-q:v", "2"),
+    "one.flv": (*H264, "-g", "60"),
+}
+
+
+def parts(path, prep, ends=(PART_S, 2 * PART_S, math.inf)):
+    info = ffmpeg.probe(path, prep)
+    first_pts, timebase = ffmpeg.first_tick(path, info, prep)
+    start_s = 0
+    for end_s in ends:
+        yield (
+            info,
+            ffmpeg.Part(
+                start_s=start_s,
+                end_s=end_s,
+                first_pts=first_pts,
+                timebase=timebase,
+                seek_s=max(0.0, start_s - 2.0),
+            ),
+        )
+        start_s = end_s
+
+
+def read(path, info, prep, part=None):
+    try:
+        with Reading(path, info, prep, part) as reading:
+            frames = []
+            for frame in reading:
+                if not frames:
+                    reading.wait_for_clock()
+                frames.append(frame)
+            ticks = [reading.tick(index) for index in range(len(frames) + 1)]
+            times = [reading.at_s(index) for index in range(len(frames) + 1)]
+    except SeekMissed:
+        return read(path, info, prep, replace(part, seek_s=0.0))
+    return frames, ticks, times
+
+
+def whole_and_parts(path, prep):
+    info = ffmpeg.probe(path, prep)
+    whole = read(path, info, prep)
+    pieces = [read(path, info, prep, part) for info, part in parts(path, prep)]
+    return whole, pieces
+
+
+@pytest.mark.parametrize("contract", [Contract(), Contract(fps="native")], ids=["16", "native"])
+@pytest.mark.parametrize("name", KINDS)
+def test_parts_together_are_the_whole(studio, name, contract):
+    prep = Prep(contract=contract)
+    path = str(studio.numbered(f"parts-{name}", fps="24", count=COUNT, codec=KINDS[name]))
+    (frames, ticks, times), pieces = whole_and_parts(path, prep)
+    rate = 24 if contract.native else 16
+    assert len(frames) == 25 * rate
+    assert [len(piece[0]) for piece in pieces] == [10 * rate, 10 * rate, 5 * rate]
+    joined = [frame for piece in pieces for frame in piece[0]]
+    assert all(map(np.array_equal, joined, frames))
+    assert [t for piece in pieces for t in piece[1][:-1]] == ticks[:-1]
+    assert [t for piece in pieces for t in piece[2][:-1]] == times[:-1]
+    assert pieces[-1][1][-1] == ticks[-1]
+
+
+def test_also_with_a_late_start_a_slow_clock_and_uneven_frames(studio):
+    plain = studio.numbered("parts-plain.mp4", fps="24", count=COUNT, codec=LONG_GOP)
+    late, uneven = studio.folder / "parts-late.mkv", studio.folder / "parts-uneven.mkv"
+    studio.run("-i", plain, "-c", "copy", "-output_ts_offset", "7.3", late)
+    studio.run("-i", plain, "-vf", "setpts=N/24/TB+0.3*sin(N/9)/TB", "-fps_mode", "vfr", uneven)
+    for path in (str(late), str(uneven)):
+        for prep in (Prep(), Prep(contract=Contract(fps="native"))):
+            whole, pieces = whole_and_parts(path, prep)
+            assert [t for piece in pieces for t in piece[1][:-1]] == whole[1][:-1]
+            joined = [frame for piece in pieces for frame in piece[0]]
+            assert all(map(np.array_equal, joined, whole[0]))
+
+
+def test_a_decoder_that_begins_behind_the_part_starts_again(studio):
+    path = str(studio.numbered("parts-short.mp4", fps="24", count=COUNT, codec=KINDS["short.mp4"]))
+    info, part = list(parts(path, Prep()))[1]
+    with Reading(path, info, Prep(), replace(part, seek_s=15.0)) as reading:
+        next(iter(reading))
+        with pytest.raises(SeekMissed):
+            reading.wait_for_clock()
+
+
+@pytest.fixture(scope="module")
+def long_file(studio):
+    """25 s of noise: large enough to be cut, at ten seconds a part."""
+    path = studio.folder / "parts-noise.mkv"
+    noise = "testsrc2=s=320x240:r=24:d=25,noise=alls=40:allf=t"
+    studio.run("-f", "lavfi", "-i", noise, *H264, "-g", "48", path)
+    return path
+
+
+PREP = Prep(max_unit_s=PART_S, contract=Contract(frames=16, fps=8), payload_short_side_px=64)
+
+
+def curated(root, units):
+    done = [
+        curate_unit(unit, prep=PREP, keep=KEEP_ALL, captions=Captions(), root=root)
+        for unit in units
+    ]
+    return [result.rows.to_pylist() for result in done]
+
+
+def test_a_long_source_is_some_units_of_work(long_file, tmp_path):
+    (source,) = list_sources([str(long_file)])
+    named = name_source(source, prep=PREP)
+    assert named.num_parts == 2  # ten seconds, and fifteen
+    assert name_source(source, prep=Prep()).num_parts == 1
+    units = units_of(source, named, prep=PREP)
+    assert len({unit.unit_id for unit in units}) == 2
+    first, second = curated(tmp_path, units)
+    assert [row["start_s"] for row in first[1:]] == [0, 2, 4, 6, 8]
+    assert [row["start_s"] for row in second[1:]] == [10, 12, 14, 16, 18, 20, 22]
+    told = [
+        (r["unit_index"], r["num_units"], r["start_s"], r["end_s"]) for r in (first[0], second[0])
+    ]
+    assert told == [(0, 2, 0, 10), (1, 2, 10, 25)]
+    assert len({row["id"] for row in first[1:] + second[1:]}) == 12
+    ticks = [(row["start_pts"], row["end_pts"]) for row in first[1:] + second[1:]]
+    assert all(a[1] == b[0] for a, b in pairwise(ticks))
+    assert Fraction(ticks[-1][1], first[0]["timebase_den"]) == 24
+
+
+def test_a_header_that_promises_too_much(long_file, studio, tmp_path):
+    """The file ends in the middle, and its header still says 25 s."""
+    cut = studio.folder / "parts-cut.mkv"
+    cut.write_bytes(long_file.read_bytes()[: long_file.stat().st_size * 9 // 25])
+    (source,) = list_sources([str(cut)])
+    named = name_source(source, prep=PREP)
+    assert named.num_parts == 2
+    first, second = curated(tmp_path, units_of(source, named, prep=PREP))
+    assert first[0]["fate"] == "kept"
+    assert (second[0]["fate"], second[0]["rule"]) == ("rejected", "past_end")
+
+
+def test_a_small_file_that_claims_to_be_endless_is_one_unit(studio):
+    path = studio.numbered("parts-tiny.mp4", fps="24", count=24)
+    (source,) = list_sources([str(path)])
+    assert name_source(replace(source, bytes=10**5), prep=PREP).num_parts == 1
