@@ -136,10 +136,12 @@ class Prep:
     preset: Preset = "veryfast"
     gop: int = 16
     cut_trim_frames: int = 4  # at the contract's fps; for "native" and stills at LOOK_FPS
-    cut_ratio: float = 3.5
-    cut_min_levels: float = 15.0
-    cut_sure_levels: float = 45.0
-    black_levels: float = 24.0
+    cut_ratio: float = 1.5  # a jump at a cut, over the jumps around it
+    cut_min_levels: float = 6.0  # the smallest jump that can be a cut
+    cut_sure_levels: float = 45.0  # from here on the jumps around it do not count
+    cut_likeness: float = 0.6  # correlation below which two frames are two pictures
+    dissolve_residual: float = 0.35  # of what mixes two pictures, at most this part is neither
+    black_levels: float = 16.0
     crop_bars: bool = True
     max_unit_s: int = 300  # longer sources are worked on in parts, which end shots
     max_source_bytes: int = 16 << 30

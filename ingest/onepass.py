@@ -17,6 +17,7 @@ import pyarrow as pa
 from ingest import planes
 from ingest.caption import Captions
 from ingest.clip import Prep, clip_id, payload_kind
+from ingest.cuts import CutFinder, NativeCutFinder, shrunk
 from ingest.decode import check_payload
 from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
@@ -25,7 +26,7 @@ from ingest.reading import Reading
 from ingest.schema import captions_schema
 from ingest.scores import score
 from ingest.shards import ShardWriter
-from ingest.shots import CutFinder, NativeCutFinder, Window, WindowFinder, trim_frames
+from ingest.shots import Window, WindowFinder, trim_frames
 from ingest.sources import SourceError
 from ingest.streams import VideoInfo
 
@@ -88,7 +89,7 @@ class OnePass:
                 if reading.hdr:
                     return Fate(name="rejected", rule="hdr", message="PQ or HLG transfer")
             held.add(count, frame)
-            for is_cut in cuts.feed(planes.luma(frame), reading.at_s(count)):
+            for is_cut in cuts.look(shrunk(planes.luma(frame)), reading.at_s(count)):
                 for window in finder.feed(is_cut=is_cut):
                     self._window(window, held, reading, shard)
             count += 1
