@@ -18,12 +18,15 @@ DUPLICATE_FLOOR = 0.05  # grey levels: a repeated frame is below also after loss
 RANGE_SHARES = (0.01, 0.99)
 
 
-def score(frames: np.ndarray, fps: Fraction | float) -> dict[str, float | None]:
+def score(
+    frames: np.ndarray, fps: Fraction | float, small_THW: np.ndarray | None = None
+) -> dict[str, float | None]:
     """Return every score of frames at `fps`; schema.SCORE_FIELDS has units and ranges.
 
-    What takes two frames is null for a single one, whose `fps` means nothing.
+    What takes two frames is null for a single one, whose `fps` means nothing. `small_THW` is what
+    `shrunk` gives of them, for who has it already.
     """
-    small_THW = np.stack([_small(frame) for frame in frames])
+    small_THW = shrunk(frames) if small_THW is None else small_THW
     counts = np.bincount(small_THW.ravel(), minlength=256)
     shares = np.cumsum(counts) / small_THW.size
     low, high = (int(np.searchsorted(shares, share)) for share in RANGE_SHARES)
@@ -35,6 +38,11 @@ def score(frames: np.ndarray, fps: Fraction | float) -> dict[str, float | None]:
         "sharpness": sharpness(small_THW),
         "flicker": flicker(small_THW),
     }
+
+
+def shrunk(frames: np.ndarray) -> np.ndarray:
+    """Return the grey pictures of frames, uint8 THW, with a short side of SCORE_SIDE_PX."""
+    return np.stack([_small(frame) for frame in frames])
 
 
 def _small(frame: np.ndarray) -> np.ndarray:
