@@ -187,9 +187,7 @@ class Root:
         """Return the bytes of a file; raises FileNotFoundError."""
         place = self.join(name)
         with _trouble(place):
-            if self.is_local:
-                return Path(place).stat().st_size
-            return self.entry(name).bytes
+            return Path(place).stat().st_size if self.is_local else self.entry(name).bytes
 
     def entry(self, name: str) -> Entry:
         """Return what a store says about an object; raises FileNotFoundError."""
