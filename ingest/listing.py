@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingest import frames
-from ingest.source import TAR_SUFFIX, Said, Source, Wanted, suffix_of
+from ingest.source import TAR_SUFFIX, Said, Source, Wanted, fixed_part, suffix_of
 from ingest.tar_members import members
-
-_WILD = frozenset("*?[")
 
 
 def matches(pattern: str, wanted: Wanted) -> Iterator[Source]:
@@ -41,13 +39,6 @@ def named(path: str, wanted: Wanted, said: Said) -> Source:
     except OSError:  # a dangling link or a vanished file: its fate says so
         return Source(uri=path, bytes=0, mtime_ns=0, said=said)
     return Source(uri=path, bytes=status.st_size, mtime_ns=status.st_mtime_ns, said=said)
-
-
-def fixed_part(pattern: str) -> str:
-    """Return the folder part of a glob before its first wild card: the root that it names."""
-    parts = pattern.split("/")
-    first = next(at for at, part in enumerate([*parts, "*"]) if _WILD & set(part))
-    return "/".join(parts[: min(first, len(parts) - 1)])
 
 
 @dataclass

@@ -22,6 +22,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
 TAR_SUFFIX = ".tar"
+WILD = frozenset("*?[")
 _DIGITS = re.compile(r"([0-9]+)")
 _COMMON_WITHIN = 2e-4  # people write 29.97 or 23.98 and mean 30000/1001 and 24000/1001
 
@@ -157,6 +158,13 @@ def suffix_of(name: str) -> str:
     base = name.rpartition("/")[2]
     stem, dot, suffix = base.rpartition(".")
     return f".{suffix.lower()}" if dot and stem else ""
+
+
+def fixed_part(pattern: str) -> str:
+    """Return the folder part of a glob before its first wild card: the root that it names."""
+    parts = pattern.split("/")
+    first = next((at for at, part in enumerate(parts) if WILD & set(part)), len(parts))
+    return "/".join(parts[: min(first, len(parts) - 1)])
 
 
 def natural(name: str) -> tuple[list[tuple[float, str]], str]:
