@@ -21,7 +21,7 @@ from ingest.places import split
 from ingest.sayings import COLUMNS, LICENCE, SayingError, json_object, saying, text_of
 from ingest.source import Said
 
-NAME, OTHER_NAMES = "video", ("path", "uri", "url")
+NAME, OTHER_NAMES = "video", ("path", "file", "file_name", "uri", "url")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = frozenset((*SEPARATORS, ".jsonl", ".parquet"))
 ALIKE = 0.8  # of a column's name and one that we know: a slip, and its words would be lost
@@ -93,17 +93,16 @@ def _cells(place: str, separator: str) -> Iterator[tuple[int, Mapping[str, Any]]
     header: list[str] = []
     try:
         for cells in reader:
-            line = reader.line_num
             if not header:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) != len(header):
-                    raise ValueError(f"{place}:{line}: a column is named twice")
+                    raise SayingError("a column is named twice")
+                _check_columns(frozenset(header))
             elif cells and len(cells) != len(header):
-                message = f"{len(cells)} cells, but {len(header)} columns"
-                raise ValueError(f"{place}:{line}: {message}")
+                raise SayingError(f"{len(cells)} cells, but {len(header)} columns")
             elif cells:
-                yield line, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
+                yield reader.line_num, dict(zip(header, cells, strict=True))
+    except (csv.Error, SayingError) as error:
         raise ValueError(f"{place}:{reader.line_num}: {error}") from error
 
 
