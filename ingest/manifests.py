@@ -94,16 +94,25 @@ def _cells(place: str, separator: str) -> Iterator[tuple[int, Mapping[str, Any]]
     try:
         for cells in reader:
             if not header:
-                header = [cell.strip() for cell in cells]
-                if len(set(header)) != len(header):
-                    raise SayingError("a column is named twice")
-                _check_columns(frozenset(header))
-            elif cells and len(cells) != len(header):
-                raise SayingError(f"{len(cells)} cells, but {len(header)} columns")
+                header = _header(cells)
             elif cells:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
+                yield reader.line_num, _row(header, cells)
     except (csv.Error, SayingError) as error:
         raise ValueError(f"{place}:{reader.line_num}: {error}") from error
+
+
+def _header(cells: list[str]) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    if len(set(header)) != len(header):
+        raise SayingError("a column is named twice")
+    _check_columns(frozenset(header))
+    return header
+
+
+def _row(header: list[str], cells: list[str]) -> dict[str, str]:
+    if len(cells) != len(header):
+        raise SayingError(f"{len(cells)} cells, but {len(header)} columns")
+    return dict(zip(header, cells, strict=True))
 
 
 def _json_lines(place: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
