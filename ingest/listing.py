@@ -49,17 +49,15 @@ class _Walk:
 
     def folder(self, path: str) -> Iterator[Source]:
         """Yield the sources in a folder, in full."""
-        status = Path(path).stat()
-        if (status.st_dev, status.st_ino) in self.seen:
-            return
-        self.seen.add((status.st_dev, status.st_ino))
         try:
+            status = Path(path).stat()
+            if (status.st_dev, status.st_ino) in self.seen:
+                return
+            self.seen.add((status.st_dev, status.st_ino))
             with os.scandir(path) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-        except PermissionError:
-            yield named(
-                path, self.wanted, Said()
-            )  # its fate will say that nobody could look inside
+        except OSError:  # its fate will say that nobody could look inside
+            yield named(path, self.wanted, Said())
             return
         if self.wanted.layout.rate:
             pictures = frames.of_entries(entries)

@@ -23,7 +23,7 @@ def sources(place: str, find: Callable[[str], Iterable[Source]]) -> Iterator[Sou
     folder = place.rpartition("/")[0]
     said = _said(place)
     found: dict[str, Source] = {}
-    for source in find(folder):
+    for source in find(folder or "/"):
         base = source.uri.rpartition("/")[2]
         stem = base.removesuffix(base[len(base) - len(suffix_of(base)) :])
         if stem in said and stem in found:

@@ -150,7 +150,9 @@ class Wanted:
         """Return what the way from the named root to a source (with slashes) says of it."""
         folder, slash, _rest = inside.partition("/")
         labelled = slash and self.layout.labels == "folder"
-        return Said(label=folder) if labelled else Said()
+        # A name need not be valid Unicode; what is stored must be.
+        label = os.fsencode(folder).decode("utf-8", "backslashreplace")
+        return Said(label=label) if labelled else Said()
 
 
 def suffix_of(name: str) -> str:

@@ -5,22 +5,19 @@ key.txt is the caption of key.mp4, key.cls its class, key.json says either and m
 extracted here, and no name in a tar becomes a name on disk.
 """
 
-import io
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from ingest.files import StorageError
 from ingest.places import Facts, InStore, OnDisk, place_of
 from ingest.sayings import SayingError, json_object, saying, text_of
 from ingest.source import Member, Said, Source, SourceError, Wanted, suffix_of
+from ingest.tar_headers import DISK_BYTES, Headers, entries
 
-HEADER_BYTES = 1 << 20  # a header that wants more memory than this is an attack
-BLOCK = 512
-# A store answers slowly, so that headers of small members come with one request; a disk reads on
-# by itself.
-AHEAD_BYTES = {InStore: 1 << 18, OnDisk: 1 << 12}
+# A store answers slowly, so that headers of small members come with one request.
+AHEAD_BYTES = {InStore: 1 << 18, OnDisk: DISK_BYTES}
 SHEETS = ("json", "txt", "cls")
 SHEET_BYTES = 1 << 20
 NAME_BYTES = 4096
@@ -70,20 +67,13 @@ class _Listing:
         self.keys: dict[str, _Key] = {}
         self.problem = ""
         self._place, self._facts, self._wanted = place, facts, wanted
-        self._ahead = _Ahead(place.read_at, facts.bytes, AHEAD_BYTES[type(place)])
+        self._headers = Headers(place.read_at, facts.bytes, AHEAD_BYTES[type(place)])
 
     def read(self) -> None:
         """Go through all headers; what ends that early becomes the problem."""
         try:
-            with tarfile.open(fileobj=self._ahead, mode="r:") as tar:
-                for entry in tar:
-                    if entry.isreg() and entry.offset_data + entry.size > self._facts.bytes:
-                        raise tarfile.ReadError(f"it ends inside {entry.name!r}")
-                    if not entry.isdir():
-                        self._add(entry)
-                # tarfile takes a spoilt header for the end of the tar, and says nothing.
-                if self._ahead.at(tar.offset, BLOCK) != bytes(BLOCK):
-                    raise tarfile.ReadError(f"no end mark, nor a header, at {tar.offset}")
+            for entry in entries(self._headers):
+                self._add(entry)
         except StorageError:
             raise
         except (tarfile.TarError, OSError, ValueError) as error:
@@ -116,7 +106,7 @@ class _Listing:
         elif entry.size > SHEET_BYTES:
             key.problem = f".{name} has {entry.size} bytes, more than {SHEET_BYTES}"
         else:
-            key.sheets[name] = self._ahead.at(entry.offset_data, entry.size)
+            key.sheets[name] = self._headers.at(entry.offset_data, entry.size)
 
     def sources(self, key: _Key, said: Said) -> Iterator[Source]:
         """Yield the sources of a key."""
@@ -175,37 +165,3 @@ def _broken(uri: str, facts: Facts, error_class: str, message: str) -> Source:
         etag=facts.etag,
         member=Member(tar=uri, tar_bytes=facts.bytes, problem=(error_class, message)),
     )
-
-
-class _Ahead(io.RawIOBase):
-    """What headers are read through: a little ahead, and never a huge read."""
-
-    def __init__(self, read_at: Callable[[int, int], bytes], size: int, ahead: int) -> None:
-        self._read_at, self._size, self._ahead = read_at, size, ahead
-        self._position, self._start, self._held = 0, 0, b""
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        data = self.at(self._position, size)
-        self._position += len(data)
-        return data
-
-    def at(self, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start`, or fewer where the file ends."""
-        size = max(0, min(size, self._size - start))
-        behind = start - self._start
-        if behind < 0 or behind + size > len(self._held):
-            wanted = min(max(size, self._ahead), self._size - start)
-            self._start, self._held = start, self._read_at(start, wanted) if size else b""
-            behind = 0
-        return self._held[behind : behind + size]
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence != os.SEEK_SET:
-            raise io.UnsupportedOperation("seek from the start only")
-        self._position = offset
-        return offset
-
-    def tell(self) -> int:
-        return self._position
