@@ -5,28 +5,25 @@ file and nothing else: no network, and no format that points at other files (pla
 `fps=round=up` gives slot n the last frame with pts <= n/fps, which is the frame on screen then.
 """
 
-import contextlib
 import os
-import resource
 import subprocess
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from functools import cache
 from math import isfinite
 from typing import IO, Any
 
 import ffmpeg
-import imageio_ffmpeg
 import numpy as np
 
-from ingest import planes
+from ingest import child, planes
 from ingest.bars import LEAST_FRAMES, Crop, find_bars, may_have_bars
 from ingest.clip import Prep
 from ingest.rates import Pace, pace_of
 from ingest.sources import SourceError
 from ingest.streams import (
+    Part,
     VideoInfo,
     chosen,
     declared_fps,
@@ -35,7 +32,6 @@ from ingest.streams import (
     reason,
 )
 
-GLOBAL = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "repeat+level+info")
 PROTOCOLS = "file,pipe"
 SOURCE_PLACE = "source"
 DEMUXERS = (
@@ -44,7 +40,6 @@ DEMUXERS = (
 )
 # full_chroma_int is no luxury: the shortcut to RGB without it darkens by a level (seen on dark film).
 SCALE_FLAGS = "area+accurate_rnd+full_chroma_int+bitexact"
-PROBE_TIMEOUT_S = 120.0
 ENCODE_TIMEOUT_S = 600.0
 BAR_FRAMES = 5
 
@@ -53,52 +48,18 @@ class EncodeError(RuntimeError):
     """The encoder refused frames that the contract allows: a fault of ours or of the machine."""
 
 
-@cache
-def executable() -> str:
-    """Path of the ffmpeg binary: the bundled one, or the one named by IMAGEIO_FFMPEG_EXE."""
-    return imageio_ffmpeg.get_ffmpeg_exe()
-
-
-@cache
-def version() -> str:
-    """First line that ffmpeg says about itself."""
-    done = subprocess.run(
-        [executable(), "-version"], capture_output=True, check=True, timeout=PROBE_TIMEOUT_S
-    )
-    return done.stdout.decode().splitlines()[0]
-
-
-def limit(pid: int, prep: Prep) -> None:
-    """Bound memory and processor time of a running child."""
-    cpu_s = int(prep.decode_timeout_s) + 1
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_AS, (prep.memory_bytes, prep.memory_bytes))
-        resource.prlimit(pid, resource.RLIMIT_CPU, (cpu_s, cpu_s + 5))
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """Which part of a source is decoded: seconds from its first frame, whose tick is `first_pts`.
-
-    `seek` is how far into the file reading may begin, 0 for its start; the part's own start is
-    found by the times of frames, wherever that is. The last part of a source ends at infinity.
-    """
-
-    start_s: float
-    end_s: float
-    first_pts: int
-    timebase: Fraction
-    seek_s: float
-
-    def tick(self, at_s: float) -> int:
-        """Return the first tick that is not before a moment of the part's clock."""
-        return self.first_pts + -(-Fraction(at_s) // self.timebase)
-
-
-def _input(prep: Prep, picture: str = "", *, seek_s: float = 0.0, keyframes: bool = False) -> Any:
+def _input(
+    prep: Prep,
+    picture: str = "",
+    *,
+    seek_s: float = 0.0,
+    keyframes: bool = False,
+    frames_fps: Fraction | None = None,
+) -> Any:
     # A picture's demuxer is forced: the one that ffmpeg finds by name reads patterns of names.
     forced: dict[str, Any] = {"f": picture, "err_detect": "crccheck"} if picture else {}
+    if frames_fps:  # numbered pictures, all of one kind
+        forced = {"f": "image2", "framerate": frames_fps, "start_number": 1}
     if seek_s > 0:  # to a keyframe before: what comes too early is dropped by its time
         forced |= {"ss": f"{seek_s:.6f}", "noaccurate_seek": None}
     if keyframes:
@@ -107,7 +68,7 @@ def _input(prep: Prep, picture: str = "", *, seek_s: float = 0.0, keyframes: boo
         SOURCE_PLACE,
         **forced,
         protocol_whitelist=PROTOCOLS,
-        format_whitelist=picture or DEMUXERS,
+        format_whitelist=forced.get("f", DEMUXERS),
         max_pixels=prep.max_pixels,
         max_error_rate=1,
         threads=1,
@@ -120,19 +81,24 @@ def _command(output: Any, uri: str) -> list[str]:
     # file: keeps a leading dash, a colon or a percent sign in a name from meaning anything. The
     # name joins last, because the graph library takes only valid Unicode.
     args = [f"file:{uri}" if arg == SOURCE_PLACE else arg for arg in ffmpeg.get_args(output)]
-    return [executable(), *GLOBAL, *args]
+    return [child.executable(), *child.GLOBAL, *args]
 
 
-def probe(uri: str, prep: Prep, picture: str = "") -> VideoInfo:
+def probe(
+    uri: str, prep: Prep, picture: str = "", *, frames_fps: Fraction | None = None
+) -> VideoInfo:
     """Choose the largest real video stream and decode its first frame; raises SourceError.
 
-    `picture` is the demuxer of a file known to be one. For a contract of native frames a video's
+    `picture` is the demuxer of a file known to be one; with `frames_fps`, `uri` is a pattern of names
+    of numbered pictures that are the frames of a video. For a contract of native frames a video's
     pace is measured, which reads the file once more but decodes nothing.
     """
-    pads = _input(prep, picture)["V"]
+    pads = _input(prep, picture, frames_fps=frames_fps)["V"]
     show = {"vf": "showinfo=checksum=0", "frames:v": 1}
-    out, err = _asked(_command(ffmpeg.output(pads, "pipe:1", f="framecrc", **show), uri), prep)
+    out, err = child.ask(_command(ffmpeg.output(pads, "pipe:1", f="framecrc", **show), uri), prep)
     info = chosen(out.decode("utf-8", "replace"), err.decode("utf-8", "replace"), picture=picture)
+    if frames_fps:
+        return replace(info, frames_fps=frames_fps, pace=Pace(fps=frames_fps, steady=True))
     if picture or not prep.contract.native:
         return info
     return replace(info, pace=_pace(uri, info, prep))
@@ -146,19 +112,21 @@ def _pace(uri: str, info: VideoInfo, prep: Prep) -> Pace:
         ffmpeg.merge_outputs(times, ffmpeg.output(stream, "-", f="null", **show)), uri
     )
     log: list[str] = []
-    with start(command, prep) as child:
-        if child.stdout is None or child.stderr is None:  # never: both are pipes
+    with child.start(command, prep) as running:
+        if running.stdout is None or running.stderr is None:  # never: both are pipes
             raise RuntimeError("ffmpeg was started without pipes")
-        words = threading.Thread(target=_note_rate, args=(child.stderr, log), daemon=True)
-        timer = threading.Timer(prep.decode_timeout_s, child.kill)
+        words = threading.Thread(target=_note_rate, args=(running.stderr, log), daemon=True)
+        timer = threading.Timer(prep.decode_timeout_s, running.kill)
         words.start()
         timer.start()
         try:
-            ticks, timebase = packet_times(line.decode("ascii", "replace") for line in child.stdout)
+            ticks, timebase = packet_times(
+                line.decode("ascii", "replace") for line in running.stdout
+            )
             in_time = timer.is_alive()
         finally:
             timer.cancel()
-            child.kill()
+            running.kill()
             words.join()
     if not in_time:
         limit_s = prep.decode_timeout_s
@@ -172,25 +140,11 @@ def _note_rate(stream: IO[bytes], log: list[str]) -> None:
             log.append(line.decode("utf-8", "replace"))
 
 
-def start(command: list[str], prep: Prep) -> "subprocess.Popen[bytes]":
-    """Start ffmpeg under the limits of `prep`, with its output and its log in pipes."""
-    # A session of its own: Ctrl-C at the terminal lets the unit in flight finish.
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    limit(child.pid, prep)
-    return child
-
-
 def first_tick(uri: str, info: VideoInfo, prep: Prep) -> tuple[int, Fraction]:
     """Return the tick of a stream's first frame and the seconds of a tick; raises SourceError."""
-    stream = _input(prep, info.picture)[str(info.stream_index)]
+    stream = _input(prep)[str(info.stream_index)]
     show = {"vf": "showinfo=checksum=0", "frames:v": 1}
-    _out, log = _asked(_command(ffmpeg.output(stream, "-", f="null", **show), uri), prep)
+    _out, log = child.ask(_command(ffmpeg.output(stream, "-", f="null", **show), uri), prep)
     found = first_shown(log.decode("utf-8", "replace"))
     if found is None:
         raise SourceError("probe", "NoClock", "ffmpeg told no time of the first frame")
@@ -205,12 +159,14 @@ def bars_of(uri: str, info: VideoInfo, prep: Prep) -> Crop | None:
     """
     size = (info.width // 2 * 2, info.height // 2 * 2)
     spread = [info.duration_s * (2 * k + 1) / (2 * BAR_FRAMES) for k in range(BAR_FRAMES)]
-    inputs = [_input(prep, seek_s=at_s, keyframes=True) for at_s in spread if info.duration_s]
+    seekable = info.duration_s and not info.frames_fps
+    inputs = [_input(prep, seek_s=at_s, keyframes=True) for at_s in spread if seekable]
     firsts = [i[str(info.stream_index)].filter("trim", end_frame=1) for i in inputs]
     found = _frames(uri, firsts, size, info, prep) if firsts else []
     distinct = {frame.tobytes(): frame for frame in found}
     if len(distinct) < LEAST_FRAMES and all(may_have_bars(planes.luma(f)) for f in found):
-        begin = _input(prep)[str(info.stream_index)].filter("trim", duration=BAR_FRAMES)
+        begin = _input(prep, frames_fps=info.frames_fps)[str(info.stream_index)]
+        begin = begin.filter("trim", duration=BAR_FRAMES)
         found = _frames(uri, [begin.filter("fps", 1)], size, info, prep)
         distinct = {frame.tobytes(): frame for frame in found}
     crop = find_bars([planes.luma(frame) for frame in distinct.values()])
@@ -231,22 +187,11 @@ def _frames(
     ]
     joined = ffmpeg.concat(*alike) if len(alike) > 1 else alike[0]
     output = joined.output("pipe:1", f="rawvideo", pix_fmt="yuv420p", fps_mode="passthrough")
-    out, _log = _asked(_command(output, uri), prep)
+    out, _log = child.ask(_command(output, uri), prep)
     width, height = size
     whole = np.frombuffer(out, np.uint8)
     count = whole.size // (width * height * 3 // 2)
     return list(whole[: count * width * height * 3 // 2].reshape(count, height * 3 // 2, width))
-
-
-def _asked(command: list[str], prep: Prep) -> tuple[bytes, bytes]:
-    with start(command, prep) as child:
-        try:
-            return child.communicate(timeout=PROBE_TIMEOUT_S)
-        except subprocess.TimeoutExpired as slow:
-            why = f"no first frame within {PROBE_TIMEOUT_S:g} s"
-            raise SourceError("probe", "Timeout", why) from slow
-        finally:
-            child.kill()
 
 
 def decode_command(
@@ -256,7 +201,8 @@ def decode_command(
 
     They come at the rate of the contract; for native frames and pictures, each as it was decoded.
     """
-    opened = _input(prep, info.picture, seek_s=part.seek_s if part else 0.0)
+    seek_s = part.seek_s if part else 0.0
+    opened = _input(prep, info.picture, seek_s=seek_s, frames_fps=info.frames_fps)
     frames = opened[str(info.stream_index)].filter("showinfo", checksum=0)
     if part and prep.contract.native:
         end = {"end_pts": part.tick(part.end_s)} if isfinite(part.end_s) else {}
@@ -325,7 +271,13 @@ def encode(
     try:
         output = stream.output(f"file:/dev/fd/{place}", **options).overwrite_output()
         done = subprocess.run(
-            [executable(), *GLOBAL, "-filter_complex_threads", "1", *ffmpeg.get_args(output)],
+            [
+                child.executable(),
+                *child.GLOBAL,
+                "-filter_complex_threads",
+                "1",
+                *ffmpeg.get_args(output),
+            ],
             input=frames,
             capture_output=True,
             check=False,

@@ -23,6 +23,7 @@ from ingest.duplicates import phash
 from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, base_row, source_row, to_table
+from ingest.objects import SCHEME
 from ingest.reading import Reading
 from ingest.schema import captions_schema
 from ingest.scores import score, shrunk
@@ -208,7 +209,10 @@ class OnePass:
         return Fate(name="kept")
 
     def _ask_caption(self, row: dict[str, object]) -> None:
-        video, start_s = Path(self.unit.source.uri), float(str(row["start_s"]))
+        source, start_s = self.unit.source, float(str(row["start_s"]))
+        if source.member or source.frames_fps or source.uri.startswith(SCHEME):
+            return  # nothing lies beside it
+        video = Path(source.uri)
         end_s = float(str(row["end_s"]))
         end_s = end_s if end_s > start_s else start_s + LEAST_CAPTION_S
         caption = self.captions.caption(video, start_s, end_s)

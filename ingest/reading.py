@@ -8,34 +8,24 @@ base, the first pts, counts and the first complaint; the frames come through the
 import contextlib
 import fcntl
 import os
-import re
 import select
 import subprocess
 import sys
-import threading
 import time
 from array import array
 from collections.abc import Iterator
 from fractions import Fraction
-from math import inf, isfinite
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import IO
 
 import numpy as np
 
-from ingest import ffmpeg
+from ingest import child, ffmpeg
 from ingest.clip import Prep, payload_size
+from ingest.decoder_log import DecoderLog
 from ingest.sources import SourceError
-from ingest.streams import HDR_TRANSFERS, VideoInfo, plain
+from ingest.streams import HDR_TRANSFERS, Part, VideoInfo
 
-_TIMEBASE = re.compile(rb"config in time_base: (\d+)/(\d+)")
-_FRAME = re.compile(rb"\] n: *\d+ pts: *(-?\d+) (?:.*? duration: *(\d+) )?")
-_NO_TIME = re.compile(rb"\] n: *\d+ pts: *NOPTS")
-_TRANSFER = re.compile(rb"color_trc:(\S+)")
-_ERROR = re.compile(rb"\[(?:error|fatal)\]")
-_DAMAGED = re.compile(rb"corrupt decoded frame|concealing \d+ ")
-_BROKEN_PICTURE = re.compile(rb"EOI missing|CRC mismatch")
 PIPE_BYTES = 1 << 20
 BLOCK_FRAMES = 8
 _ONE = [object()]
@@ -46,71 +36,8 @@ LAST_WORDS_S = 20.0  # how long the log may trail the first frame, or the exit t
 class SeekMissed(SourceError):
     """A part's decoder began behind the part's start: read the source from its beginning instead."""
 
-
-class _Log(threading.Thread):
-    """Reads ffmpeg's log to its end and keeps the few facts that matter."""
-
-    def __init__(
-        self,
-        stream: IO[bytes],
-        child: "subprocess.Popen[bytes]",
-        info: VideoInfo,
-        prep: Prep,
-        part: ffmpeg.Part | None,
-    ) -> None:
-        super().__init__(name="ffmpeg-log", daemon=True)
-        self._stream, self._child, self._max_gap_s = stream, child, prep.max_gap_s
-        self._damaged = (_ERROR, _DAMAGED, *((_BROKEN_PICTURE,) if info.picture else ()))
-        self._begin, self._end = -inf, inf
-        if part is not None:
-            self._begin = part.tick(part.start_s)
-            self._end = part.tick(part.end_s) if isfinite(part.end_s) else inf
-        # Each frame's first tick and length in ticks, for the reader of native frames; None ends.
-        self.times: SimpleQueue[tuple[int, int] | None] | None = None
-        if prep.contract.native and not info.picture:
-            self.times = SimpleQueue()
-        self.timebase = Fraction(0)
-        self.first_pts = self.last_pts = 0
-        self.num_frames = self.num_errors = self.num_backward = 0
-        self.first_error = self.transfer = self.verdict = ""
-        self.started = threading.Event()
-
-    def run(self) -> None:
-        for line in self._stream:
-            found = _FRAME.search(line)
-            if found:
-                self._frame(int(found[1]), int(found[2] or 0))
-            else:
-                self._other(line)
-        self.started.set()
-        if self.times is not None:
-            self.times.put(None)
-
-    def _frame(self, pts: int, length: int) -> None:
-        if not self.num_frames:
-            self.first_pts = pts
-        else:
-            step_s = float((pts - self.last_pts) * self.timebase)
-            self.num_backward += step_s < 0
-            if step_s > self._max_gap_s and not self.verdict:
-                self.verdict = f"timestamps jump by {step_s:.0f} s at frame {self.num_frames}"
-                self._child.kill()
-        self.last_pts = pts
-        self.num_frames += 1
-        self.started.set()
-        if self.times is not None and self._begin <= pts < self._end:
-            self.times.put((pts, length))
-
-    def _other(self, line: bytes) -> None:
-        if not self.timebase and (found := _TIMEBASE.search(line)):
-            self.timebase = Fraction(int(found[1]), int(found[2]))
-        elif not self.transfer and (found := _TRANSFER.search(line)):
-            self.transfer = found[1].decode()
-        elif self.times is not None and _NO_TIME.search(line):
-            self.times.put(None)
-        elif any(complaint.search(line) for complaint in self._damaged):
-            self.num_errors += 1
-            self.first_error = self.first_error or plain(line.decode("utf-8", "replace"))
+    def __init__(self, stage: str, error_class: str, message: str) -> None:
+        super().__init__(stage, error_class, message)
 
 
 class _Blocks:
@@ -147,9 +74,7 @@ class Reading:
     frame whose time is not after all before it was never due on screen, and is left out.
     """
 
-    def __init__(
-        self, uri: str, info: VideoInfo, prep: Prep, part: ffmpeg.Part | None = None
-    ) -> None:
+    def __init__(self, uri: str, info: VideoInfo, prep: Prep, part: Part | None = None) -> None:
         self.info, self._prep, self._part = info, prep, part
         contract = prep.contract
         self.width, self.height = payload_size(
@@ -159,11 +84,11 @@ class Reading:
         self._shape = (self.height, self.width, 3) if contract.is_still else planar
         self._ticks, self._last_length, self._num_late = array("q"), 0, 0
         command = ffmpeg.decode_command(uri, info, prep, (self.width, self.height), part)
-        self._child = ffmpeg.start(command, prep)
+        self._child = child.start(command, prep)
         if self._child.stdout is None or self._child.stderr is None:  # never: both are pipes
             raise RuntimeError("ffmpeg was started without pipes")
         self._out = self._child.stdout
-        self._log = _Log(self._child.stderr, self._child, info, prep, part)
+        self._log = DecoderLog(self._child.stderr, self._child, info, prep, part)
         self._log.start()
         self._deadline = time.monotonic() + prep.decode_timeout_s
 

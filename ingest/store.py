@@ -157,11 +157,7 @@ class Dataset:
         return self._ledger.commit(fresh, app_id=app_id, batch=batch)
 
     def replace_units(self, rows: pa.Table, captions: pa.Table) -> int:
-        """Put new rows of units in place of those that they have; return the ledger's version.
-
-        For units that were worked on again because clips are wanted now that were not. Raises as
-        `commit` does.
-        """
+        """Put rows of units that were worked on again in place of theirs; as `commit` otherwise."""
         self._writable()
         replace_units(self._ledger, self._ready(rows, captions))
         return self._ledger.version
@@ -286,12 +282,7 @@ class Dataset:
 
     def purged(self) -> set[str]:
         """Return the hashes of sources and the ids of clips that were taken down."""
-        return {
-            name
-            for row in self.history()
-            if row["operation"] == "purge"
-            for name in (*row["detail"]["sources"], *row["detail"]["clips"])
-        }
+        return {*(taken := Taken.of(self)).sources, *taken.clips}
 
 
 def now() -> str:

@@ -36,7 +36,7 @@ class VideoInfo:
 
     `picture` is the demuxer of a still picture ("" for a video); `pace` is None where nobody asked;
     `duration_s` is what the container declares, 0 where it declares nothing; `crop` is the picture
-    inside its bars, None without bars.
+    inside its bars, None without bars; `frames_fps` the rate of a folder of frames.
     """
 
     stream_index: int
@@ -51,6 +51,7 @@ class VideoInfo:
     pace: Pace | None = None
     duration_s: float = 0.0
     crop: Crop | None = None
+    frames_fps: Fraction | None = None
 
     @property
     def display_size(self) -> tuple[int, int]:
@@ -60,6 +61,25 @@ class VideoInfo:
         if self.pixel_aspect >= 1:
             return width, max(1, round(height / self.pixel_aspect))
         return max(1, round(width * self.pixel_aspect)), height
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Which part of a source is decoded: seconds from its first frame, whose tick is `first_pts`.
+
+    `seek` is how far into the file reading may begin, 0 for its start; the part's own start is
+    found by the times of frames, wherever that is. The last part of a source ends at infinity.
+    """
+
+    start_s: float
+    end_s: float
+    first_pts: int
+    timebase: Fraction
+    seek_s: float
+
+    def tick(self, at_s: float) -> int:
+        """Return the first tick that is not before a moment of the part's clock."""
+        return self.first_pts + -(-Fraction(at_s) // self.timebase)
 
 
 def plain(line: str) -> str:

@@ -6,6 +6,7 @@ its rows; only trouble with the place that is written to (StorageError) leaves a
 
 import math
 import os
+import tempfile
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from ingest import ffmpeg
+from ingest import child, ffmpeg
 from ingest.caption import Captions
 from ingest.clip import Contract, Prep, digest_of
 from ingest.keep import Keep
@@ -28,12 +29,13 @@ from ingest.shards import ShardWriter
 from ingest.sources import (
     Source,
     SourceError,
-    check_readable,
     check_unchanged,
     fingerprint,
+    local,
 )
-from ingest.streams import VideoInfo
+from ingest.streams import Part, VideoInfo
 
+SCRATCH = Path(tempfile.gettempdir()) / "kinoray-scratch"
 LEAST_BYTES_PER_S = 4000  # of a video that is worth cutting into parts
 SEEK_MARGIN_S = 2.0  # some containers tell the time of a keyframe a little late
 
@@ -56,20 +58,23 @@ class Named:
     num_parts: int
 
 
-def name_source(source: Source, *, prep: Prep) -> Named:
-    """Read a source once to know who it is, and into how many parts it is cut; never raises."""
-    return Named(sha256=fingerprint(source), num_parts=_num_parts(source, prep))
+def name_source(source: Source, *, prep: Prep, scratch: Path = SCRATCH) -> Named:
+    """Read a source to know who it is, and into how many parts it is cut.
+
+    Raises StorageError when the scratch folder is full or a store out of reach.
+    """
+    return Named(sha256=fingerprint(source), num_parts=_num_parts(source, prep, scratch))
 
 
-def _num_parts(source: Source, prep: Prep) -> int:
+def _num_parts(source: Source, prep: Prep, scratch: Path) -> int:
     most = source.bytes // (prep.max_unit_s * LEAST_BYTES_PER_S)  # whatever its header claims
-    if most < 2:
+    if most < 2 or source.frames_fps is not None:
         return 1
     try:
-        check_readable(source, prep.max_source_bytes)
-        if prep.contract.is_still and demuxer_of(source.uri):
-            return 1
-        duration_s = ffmpeg.probe(source.uri, replace(prep, contract=Contract())).duration_s
+        with local(source, scratch, max_bytes=prep.max_source_bytes) as copy:
+            if prep.contract.is_still and demuxer_of(copy.path):
+                return 1
+            duration_s = ffmpeg.probe(copy.path, replace(prep, contract=Contract())).duration_s
     except SourceError:
         return 1
     return min(most, max(1, round(duration_s / prep.max_unit_s)))
@@ -109,17 +114,19 @@ def curate_unit(
     captions: Captions,
     root: Root | Path | str,
     purged: Set[str] = frozenset(),
+    scratch: Path = SCRATCH,
 ) -> UnitResult:
     """Run one source and write its payload shard below `root`; commits nothing.
 
     What is named in `purged` (hashes of sources, ids of clips) was taken down and is not stored again.
-    Raises StorageError when the shard cannot be written, FileNotFoundError or ValueError for a
+    What is no file of this machine is copied to `scratch` while it is read. Raises StorageError when
+    the shard or the copy cannot be written, FileNotFoundError or ValueError for a
     missing or malformed caption file.
     """
     cv2.setNumThreads(1)  # processes are the unit of parallel work
     work = OnePass(unit=unit, prep=prep, keep=keep, captions=captions, purged=purged)
     try:
-        fate = _run(work, root)
+        fate = _run(work, root, scratch)
     except SourceError as error:
         work = OnePass(unit=unit, prep=prep, keep=keep, captions=captions)
         fate = Fate(
@@ -133,43 +140,45 @@ def curate_unit(
     )
 
 
-def _run(work: OnePass, root: Root | Path | str) -> Fate:
+def _run(work: OnePass, root: Root | Path | str, scratch: Path) -> Fate:
     unit, prep = work.unit, work.prep
     if unit.source_sha256 in work.purged:
         return PURGED
-    check_readable(unit.source, prep.max_source_bytes)
-    check_unchanged(unit.source)
-    picture = demuxer_of(unit.source.uri) if prep.contract.is_still else ""
-    info = ffmpeg.probe(unit.source.uri, prep, picture)
-    if prep.crop_bars and not picture:
-        info = replace(info, crop=ffmpeg.bars_of(unit.source.uri, info, prep))
-    part = _part(unit, info, prep)
-    try:
-        return _decoded(work, info, part, root)
-    except SeekMissed:  # before anything came of it
-        return _decoded(work, info, replace(part, seek_s=0.0) if part else None, root)
+    with local(unit.source, scratch, max_bytes=prep.max_source_bytes) as copy:
+        check_unchanged(unit.source)
+        picture = demuxer_of(copy.path) if prep.contract.is_still and not copy.frames_fps else ""
+        info = ffmpeg.probe(copy.path, prep, picture, frames_fps=copy.frames_fps)
+        if prep.crop_bars and not picture:
+            info = replace(info, crop=ffmpeg.bars_of(copy.path, info, prep))
+        part = _part(copy.path, unit, info, prep)
+        try:
+            fate = _decoded(work, copy.path, info, part, root)
+        except SeekMissed:  # before anything came of it
+            fate = _decoded(
+                work, copy.path, info, replace(part, seek_s=0.0) if part else None, root
+            )
+    return fate
 
 
 def _decoded(
-    work: OnePass, info: VideoInfo, part: ffmpeg.Part | None, root: Root | Path | str
+    work: OnePass, path: str, info: VideoInfo, part: Part | None, root: Root | Path | str
 ) -> Fate:
-    unit, prep = work.unit, work.prep
     with (
-        Reading(unit.source.uri, info, prep, part) as reading,
-        ShardWriter(root, {"ffmpeg_version": ffmpeg.version()}) as shard,
+        Reading(path, info, work.prep, part) as reading,
+        ShardWriter(root, {"ffmpeg_version": child.version()}) as shard,
     ):
         fate = work.read(reading, shard)
-        check_unchanged(unit.source)
+        check_unchanged(work.unit.source)
         work.place(shard)
     return fate
 
 
-def _part(unit: Unit, info: VideoInfo, prep: Prep) -> ffmpeg.Part | None:
+def _part(path: str, unit: Unit, info: VideoInfo, prep: Prep) -> Part | None:
     if unit.count == 1:
         return None
-    first_pts, timebase = ffmpeg.first_tick(unit.source.uri, info, prep)
+    first_pts, timebase = ffmpeg.first_tick(path, info, prep)
     start_s = unit.index * prep.max_unit_s
-    return ffmpeg.Part(
+    return Part(
         start_s=start_s,
         end_s=start_s + prep.max_unit_s if unit.index < unit.count - 1 else math.inf,
         first_pts=first_pts,

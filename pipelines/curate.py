@@ -7,9 +7,10 @@ sources to the ledger, so that a kill at any moment loses nothing and doubles no
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cluster import pool
@@ -18,9 +19,10 @@ from ingest import decide
 from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
-from ingest.sources import Source, list_sources
+from ingest.sources import Layout, Source, list_sources
 from ingest.store import Dataset
 from ingest.unit import (
+    SCRATCH,
     Named,
     Unit,
     curate_unit,
@@ -33,23 +35,28 @@ from ingest.unit import (
 from pipelines import captioned
 from pipelines.committer import Committer
 from pipelines.context import Context, Recorder, recorded
+from pipelines.fates import Result, record, tell_failures
 from pipelines.identity import digest, plain, recipe_digest
 from pipelines.output import claim, notes_of, start_over
 from pipelines.plan import Plan
 
 VERB = "curate"
-FAILURES_SHOWN = 10
 STAGES = ("list", "hash", "decode", "shots", "scores", "keep", "encode", "check", "shard", "commit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """What to curate: `source` lists folders, globs and files; `out` is the dataset, new or growing."""
+    """What to curate: `source` lists folders, globs, files, manifests, tars, s3:// URIs; `out` is the dataset.
+
+    `layout` says what folders mean. Remote sources are copied to `scratch` ("" for the system's) one at a time.
+    """
 
     source: tuple[str, ...]
     out: str
     seed: int = 0
     prep: Prep = field(default_factory=Prep)
+    layout: Layout = field(default_factory=Layout)
+    scratch: str = ""
     keep: Keep = field(default_factory=Keep)
     captions: Captions = field(default_factory=Captions)
     max_failed_share: float = 0.1
@@ -67,32 +74,10 @@ class Config:
             raise ValueError("max_attempts: at least 1")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """The fates of this recipe's inputs; `digest` is the dataset version's, `failed` counts sources and clips."""
-
-    verb: str
-    status: str
-    dataset: str
-    version: int
-    digest: str
-    sources: int
-    sources_rejected: int
-    clips_kept: int
-    clips_rejected: int
-    failed: int
-    duplicates: int
-    fates_balance: bool
-    wall_s: float
-    cpu_s: float
-    source_s: float
-    run_id: str
-
-
 def plan(config: Config) -> Plan:
     """Count the videos; touches nothing. Raises FileNotFoundError for a source that is not there."""
     config.captions.check()
-    sources = list_sources(config.source, pictures=config.prep.contract.is_still)
+    sources = _listed(config)
     counts: dict[str, int | float | str] = {
         "videos": len(sources),
         "bytes": sum(source.bytes for source in sources),
@@ -101,14 +86,19 @@ def plan(config: Config) -> Plan:
     return Plan(verb=VERB, out=str(config.out), counts=counts, stages=STAGES)
 
 
+def _listed(config: Config) -> list[Source]:
+    stills = config.prep.contract.is_still
+    return list_sources(config.source, pictures=stills, layout=config.layout)
+
+
 def run(config: Config, *, context: Context) -> Result:
     """Give every source and every candidate clip its one fate; continues where an earlier run ended."""
     config.captions.check()
-    sources = list_sources(config.source, pictures=config.prep.contract.is_still)
+    sources = _listed(config)
     if not context.resume:
         start_over(config.out)
     dataset = Dataset.create(config.out, config.prep.contract, config.prep)
-    listed = digest([[s.uri, s.bytes, s.mtime_ns] for s in sources])
+    listed = digest([[s.uri, s.bytes, s.mtime_ns, s.etag, plain(s.said)] for s in sources])
     said = captioned.digests(config.captions, sources)
     folder = notes_of(config.out) / digest([recipe_digest(config), listed, digest(said)])[:12]
     claimed = claim(
@@ -124,7 +114,7 @@ def run(config: Config, *, context: Context) -> Result:
         units = work.units(sources)
         work.give_fates(units)
         result = _result(work, units)
-        _record(recorder, result, dataset)
+        record(recorder, result, dataset, VERB)
         recorder.finish(claimed, plain(result))
     return result
 
@@ -137,6 +127,7 @@ class _Work:
     ) -> None:
         self.config, self.dataset, self.context, self.recorder = config, dataset, context, recorder
         self._committer = Committer(dataset, app_id=app_id)
+        self._scratch = Path(config.scratch) if config.scratch else SCRATCH
         self._again: frozenset[str] = frozenset()
         self.cpu_s = 0.0
         self.source_s = 0.0
@@ -147,7 +138,9 @@ class _Work:
         named: dict[str, Named] = {}
         by_uri = {source.uri: source for source in sources}
         work = (pool.Unit(key=uri, payload=source) for uri, source in by_uri.items())
-        for outcome in self._pooled(partial(name_source, prep=self.config.prep), work):
+        for outcome in self._pooled(
+            partial(name_source, prep=self.config.prep, scratch=self._scratch), work
+        ):
             named[outcome.key] = outcome.value or Named(sha256="", num_parts=1)
             self.recorder.progress(len(named), len(sources), stage="curate: hash")
         # Interrupted while hashing: only the named ones are units, the rest is found again by the next run.
@@ -222,6 +215,7 @@ class _Work:
             captions=self.config.captions,
             root=self.dataset.root,
             purged=frozenset(self.dataset.purged()),
+            scratch=self._scratch,
         )
         # Longest first, so that the last unit running is a short one.
         by_size = sorted(units, key=lambda u: -u.source.bytes)
@@ -274,7 +268,7 @@ def _result(work: _Work, units: Sequence[Unit]) -> Result:
     mine = {unit.unit_id for unit in units}
     rows = [row for row in work.dataset.ledger().to_pylist() if row["unit_id"] in mine]
     fates = Counter((row["kind"], row["fate"]) for row in rows)
-    _tell_failures([row for row in rows if row["fate"] == "failed"], work.recorder)
+    tell_failures([row for row in rows if row["fate"] == "failed"], work.recorder)
     balance = work.dataset.balance(mine)
     failed_sources = fates["source", "failed"]
     for problem in balance.problems:
@@ -299,19 +293,3 @@ def _result(work: _Work, units: Sequence[Unit]) -> Result:
         source_s=round(work.source_s, 3),
         run_id=work.recorder.run.id,
     )
-
-
-def _tell_failures(rows: Sequence[Mapping[str, Any]], recorder: Recorder) -> None:
-    """Name the first failures with their reasons; all of them are in the ledger."""
-    for row in rows[:FAILURES_SHOWN]:
-        reason = f"{row['stage']}: {row['error_class']}: {row['message']}"
-        recorder.warn(f"{row['source_uri']}: {reason}")
-    if len(rows) > FAILURES_SHOWN:
-        recorder.warn(f"and {len(rows) - FAILURES_SHOWN} more failures, in the ledger")
-
-
-def _record(recorder: Recorder, result: Result, dataset: Dataset) -> None:
-    numbers = {k: float(v) for k, v in plain(result).items() if isinstance(v, (int, float))}
-    recorder.run.log_metrics(numbers, 0)
-    recorder.run.log_dataset("dataset", result.digest, dataset.root.uri, VERB)
-    recorder.run.set_tags({"kinoray.dataset": result.digest})

@@ -20,6 +20,7 @@ HOW_TO_RUN = frozenset(
         "out",
         "tracking_uri",
         "cluster",
+        "scratch",
         "num_actors",
         "max_attempts",
         "max_failures",

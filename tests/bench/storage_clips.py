@@ -18,7 +18,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ingest import ffmpeg
+from ingest import child
 from jobs.demo_videos import ARCHIVES
 from tests.bench.storage_corpus import Corpus, from_payloads, load
 
@@ -55,7 +55,7 @@ def cache() -> Path:
 def corpora() -> dict[str, Corpus]:
     """Return the H.264 clips and the raw frames, making them when they are not there."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    digest.update(ffmpeg.version().encode())
+    digest.update(child.version().encode())
     for name in (FILM_ARCHIVE, BIKES_ARCHIVE):
         digest.update((ARCHIVES / name).read_bytes())
     folder = cache() / f"clips-{digest.hexdigest()[:16]}"
@@ -136,5 +136,5 @@ def _frames(clip: bytes) -> bytes:
 
 
 def _run(*words: str) -> bytes:
-    command = [ffmpeg.executable(), "-v", "error", "-nostdin", "-y", *words]
+    command = [child.executable(), "-v", "error", "-nostdin", "-y", *words]
     return subprocess.run(command, check=True, capture_output=True).stdout

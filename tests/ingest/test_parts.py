@@ -13,6 +13,7 @@ from ingest.caption import Captions
 from ingest.clip import Contract, Prep
 from ingest.reading import Reading, SeekMissed
 from ingest.sources import list_sources
+from ingest.streams import Part
 from ingest.unit import curate_unit, name_source, units_of
 from tests.ingest.conftest import KEEP_ALL
 
@@ -41,7 +42,7 @@ def parts(path, prep, ends=(PART_S, 2 * PART_S, math.inf)):
     for end_s in ends:
         yield (
             info,
-            ffmpeg.Part(
+            Part(
                 start_s=start_s,
                 end_s=end_s,
                 first_pts=first_pts,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest import ffmpeg
+from ingest import child
 from ingest.files import StorageError
 from ingest.objects import Root
 from ingest.source import natural
@@ -68,7 +68,7 @@ def by_name(sources, root):
 
 def levels(copy):
     """Decode what a pattern names as main does, with ffmpeg; gives the mean of each frame."""
-    command = [ffmpeg.executable(), "-v", "error", "-framerate", str(copy.frames_fps)]
+    command = [child.executable(), "-v", "error", "-framerate", str(copy.frames_fps)]
     command += ["-f", "image2", "-i", f"file:{copy.path}", "-f", "rawvideo", "-pix_fmt", "gray"]
     raw = subprocess.run([*command, "-"], capture_output=True, check=True, timeout=60).stdout
     frames = np.frombuffer(raw, np.uint8).reshape(-1, 16 * 32)

@@ -1,0 +1,64 @@
+"""ffmpeg as a child process: which one, and within which limits of memory and processor time."""
+
+import contextlib
+import resource
+import subprocess
+from functools import cache
+
+import imageio_ffmpeg
+
+from ingest.clip import Prep
+from ingest.sources import SourceError
+
+GLOBAL = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "repeat+level+info")
+PROBE_TIMEOUT_S = 120.0
+
+
+@cache
+def executable() -> str:
+    """Path of the ffmpeg binary: the bundled one, or the one named by IMAGEIO_FFMPEG_EXE."""
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+@cache
+def version() -> str:
+    """First line that ffmpeg says about itself."""
+    done = subprocess.run(
+        [executable(), "-version"], capture_output=True, check=True, timeout=PROBE_TIMEOUT_S
+    )
+    return done.stdout.decode().splitlines()[0]
+
+
+def limit(pid: int, prep: Prep) -> None:
+    """Bound memory and processor time of a running child."""
+    cpu_s = int(prep.decode_timeout_s) + 1
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_AS, (prep.memory_bytes, prep.memory_bytes))
+        resource.prlimit(pid, resource.RLIMIT_CPU, (cpu_s, cpu_s + 5))
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+
+
+def start(command: list[str], prep: Prep) -> "subprocess.Popen[bytes]":
+    """Start ffmpeg under the limits of `prep`, with its output and its log in pipes."""
+    # A session of its own: Ctrl-C at the terminal lets the unit in flight finish.
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    limit(child.pid, prep)
+    return child
+
+
+def ask(command: list[str], prep: Prep) -> tuple[bytes, bytes]:
+    """Run ffmpeg and return its output and its log; raises SourceError when it takes too long."""
+    with start(command, prep) as child:
+        try:
+            return child.communicate(timeout=PROBE_TIMEOUT_S)
+        except subprocess.TimeoutExpired as slow:
+            why = f"no first frame within {PROBE_TIMEOUT_S:g} s"
+            raise SourceError("probe", "Timeout", why) from slow
+        finally:
+            child.kill()
