@@ -17,7 +17,7 @@ import pyarrow as pa
 from ingest import planes
 from ingest.caption import Captions
 from ingest.clip import Prep, clip_id, payload_kind
-from ingest.cuts import CutFinder, NativeCutFinder, shrunk
+from ingest.cuts import cut_finder, shrunk
 from ingest.decode import check_payload
 from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
@@ -80,7 +80,7 @@ class OnePass:
     def read(self, reading: Reading, shard: ShardWriter) -> Fate:
         """Pass all frames through cuts, windows, scores and the keep rule; return the fate."""
         contract = self.prep.contract
-        cuts = NativeCutFinder(self.prep) if contract.native else CutFinder(self.prep)
+        cuts = cut_finder(self.prep)
         finder = WindowFinder(contract, trim_frames(self.prep, reading.fps))
         held, count = Held(finder), 0
         for frame in reading:
