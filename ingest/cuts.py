@@ -26,11 +26,7 @@ SHOT_LINES_PX = 64
 HALF_PX = (57, 32)  # width, height of what pictures are compared at
 SIDE = 4  # looks before and after a jump that it is compared with
 FLASH = 4  # looks that a flash lasts at most
-SPANS = (
-    8,
-    16,
-    24,
-)  # looks between the ends of what may hold a dissolve; long ones are found in parts
+SPANS = (8, 16, 24)  # looks that a span of a dissolve reaches over; long ones are found in parts
 LAG = max(SPANS)  # looks after which a flag is certain
 LEAST_JUMP, LEAST_CHANGE = 1.0, 0.1  # levels, and lost correlation, of what stands still
 GONE_DETAIL = 0.15  # between the ends of a dissolve less is left; a slow zoom keeps more

@@ -4,15 +4,18 @@ Nothing is decoded: scores and hashes are columns. So other thresholds give othe
 over the ledger, and only a clip that is newly wanted and was never stored needs its source again.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.columns import Column, among, in_place
+from ingest.duplicates import MAX_BITS, is_flat, leaks, pairs
 from ingest.keep import RULES, Keep
 from ingest.rewrite import rewrite
 from ingest.schema import SCORES, conformed, ledger_schema
@@ -260,3 +263,61 @@ def replace_units(ledger: Table, rows: pa.Table) -> None:
         return bool(among(stored.column("unit_id"), units).any())
 
     rewrite(ledger, change, reads=["unit_id"], touches=touches, adds=rows)
+
+
+def twins_of(
+    ledger: pa.Table, judged: Judged, *, max_bits: int = MAX_BITS
+) -> dict[str, tuple[str, float]]:
+    """Return for each passing clip that shows what a better one does the id of that, and bits between.
+
+    Clips are taken from the best on (most pixels, sharpest, largest source, smallest id): one stays
+    unless a clip of another source that stays is near it. So of two copies of a film all clips of one
+    stay, and clips of one source, where a camera stands still, are no copies of each other.
+    """
+    names = ["id", "phash", "source_sha256", "width", "height", "sharpness", "source_bytes"]
+    known = judged.passing & ledger.column("phash").is_valid().to_numpy().astype(bool)
+    rows = ledger.select(names).filter(pa.array(known)).to_pylist()
+    rows = [row for row in rows if not is_flat(row["phash"])]
+    rows.sort(key=_rank)
+    hashes = sorted({row["phash"] for row in rows})
+    near: dict[str, list[str]] = {one: [one] for one in hashes}
+    for one, other in pairs(hashes, max_bits).tolist():
+        near[hashes[one]].append(hashes[other])
+        near[hashes[other]].append(hashes[one])
+    stays: dict[str, dict[str, str]] = {one: {} for one in hashes}  # by hash: a clip of each source
+    found: dict[str, tuple[str, float]] = {}
+    for row in rows:
+        copies = [
+            (_bits(row["phash"], hashed), clip)
+            for hashed in near[row["phash"]]
+            for source, clip in stays[hashed].items()
+            if source != row["source_sha256"] and clip != row["id"]
+        ]
+        if copies:
+            bits, better = min(copies)
+            found[row["id"]] = (better, float(bits))
+        else:
+            stays[row["phash"]].setdefault(row["source_sha256"], row["id"])
+    return found
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[float, float, float, str]:
+    sharpness = -math.inf if row["sharpness"] is None else row["sharpness"]
+    pixels = (row["width"] or 0) * (row["height"] or 0)
+    return -pixels, -sharpness, -(row["source_bytes"] or 0), row["id"]
+
+
+def _bits(one: str, other: str) -> int:
+    return (int(one, 16) ^ int(other, 16)).bit_count()
+
+
+def leaks_of(
+    ledger: pa.Table, judged: Judged, against: pa.Table, *, max_bits: int = MAX_BITS
+) -> dict[str, str]:
+    """Return for each passing clip near to a clip of `against` (columns id, phash) that one's id."""
+    known = judged.passing & ledger.column("phash").is_valid().to_numpy().astype(bool)
+    rows = ledger.select(["id", "phash"]).filter(pa.array(known))
+    theirs = against.filter(against.column("phash").is_valid())
+    hit = leaks(rows.column("phash").to_pylist(), theirs.column("phash").to_pylist(), max_bits)
+    ids, other = rows.column("id").to_pylist(), theirs.column("id").to_pylist()
+    return {ids[one]: other[near] for one, near in hit.items()}

@@ -15,6 +15,7 @@ RULES = {
     "min_motion": ("motion", -1),
     "max_motion": ("motion", 1),
     "min_sharpness": ("sharpness", -1),
+    "max_flicker": ("flicker", 1),
 }
 
 
@@ -33,6 +34,7 @@ class Keep:
     max_luma: float | None = 240.0
     min_luma_range: float | None = 20.0
     min_sharpness: float | None = None
+    max_flicker: float | None = None
 
     def digest(self) -> str:
         """Return the hex sha256 of the thresholds."""

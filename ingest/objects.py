@@ -4,24 +4,31 @@ Settings and credentials of a store come from the environment (AWS_ENDPOINT_URL,
 a role) and are never written anywhere.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore import exceptions
 from obstore.store import S3Store
 
 from ingest.files import StorageError, atomic_create, atomic_write, storage_error, sync_folder
 
 SCHEME = "s3://"
 MESSAGE_CHARS = 300
+CHUNK_BYTES = 1 << 20
+REFUSALS = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 RETRY_FOR = timedelta(seconds=60)
+
+if TYPE_CHECKING:  # these exist for the type checker only
+    from obstore import GetOptions, ObjectMeta
 
 
 class NotAPlace(ValueError):
@@ -30,13 +37,21 @@ class NotAPlace(ValueError):
     exit_code = 2
 
 
+class Superseded(ValueError):
+    """An object is no longer the one that was asked for."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A file below a root: its name, size, and when it was last changed (seconds since the epoch)."""
+    """A file below a root: its name, size, and when it was last changed (seconds since the epoch).
+
+    `etag` is the store's word for the content, "" in a folder.
+    """
 
     name: str
     bytes: int
     modified_s: float
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +137,7 @@ class Root:
         with _trouble(place, writing=True):
             try:
                 obstore.put(_store(self.uri), name, data, mode="create")
-            except AlreadyExistsError:
+            except exceptions.AlreadyExistsError:
                 return False
             return True
 
@@ -156,10 +171,7 @@ class Root:
                 yield from _walk(Path(self.uri), prefix)
                 return
             for found in obstore.list(_store(self.uri), prefix or None):
-                for meta in found:
-                    yield Entry(
-                        name=meta["path"], bytes=meta["size"], modified_s=_s(meta["last_modified"])
-                    )
+                yield from map(_entry, found)
 
     def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly inside `prefix`, sorted."""
@@ -175,9 +187,26 @@ class Root:
         """Return the bytes of a file; raises FileNotFoundError."""
         place = self.join(name)
         with _trouble(place):
-            if self.is_local:
-                return Path(place).stat().st_size
-            return obstore.head(_store(self.uri), name)["size"]
+            return Path(place).stat().st_size if self.is_local else self.entry(name).bytes
+
+    def entry(self, name: str) -> Entry:
+        """Return what a store says about an object; raises FileNotFoundError."""
+        with _trouble(self.join(name)):
+            return _entry(obstore.head(_store(self.uri), name))
+
+    def stream(
+        self, name: str, *, etag: str = "", start: int = 0, length: int = 0
+    ) -> Iterator[bytes]:
+        """Yield an object's bytes as they come, or `length` of them from `start`.
+
+        Raises FileNotFoundError, and Superseded when the object is not the one with `etag`.
+        """
+        options: GetOptions = {"if_match": etag or None}
+        if length:
+            options["range"] = (start, start + length)
+        with _trouble(self.join(name)):
+            found = obstore.get(_store(self.uri), name, options=options)
+            yield from (bytes(chunk) for chunk in found.stream(min_chunk_size=CHUNK_BYTES))
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -239,8 +268,12 @@ def _trouble(place: str, *, writing: bool = False) -> Iterator[None]:
         raise FileNotFoundError(2, "no such file", place) from error
     except OSError as error:
         raise error if isinstance(error, StorageError) else storage_error(error, place) from error
-    except BaseError as error:
-        raise StorageError(0, str(error).splitlines()[0][:MESSAGE_CHARS], place) from error
+    except exceptions.PreconditionError as error:
+        raise Superseded(f"{place}: changed") from error
+    except exceptions.BaseError as error:
+        refused = isinstance(error, REFUSALS)
+        reason = str(error).splitlines()[0][:MESSAGE_CHARS]
+        raise StorageError(errno.EACCES if refused else 0, reason, place) from error
 
 
 def _walk(root: Path, prefix: str) -> Iterator[Entry]:
@@ -258,5 +291,10 @@ def _walk(root: Path, prefix: str) -> Iterator[Entry]:
             )
 
 
-def _s(moment: datetime) -> float:
-    return moment.timestamp()
+def _entry(meta: "ObjectMeta") -> Entry:
+    return Entry(
+        name=meta["path"],
+        bytes=meta["size"],
+        modified_s=meta["last_modified"].timestamp(),
+        etag=meta["e_tag"] or "",
+    )

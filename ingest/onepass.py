@@ -17,14 +17,15 @@ import pyarrow as pa
 from ingest import planes
 from ingest.caption import Captions
 from ingest.clip import Prep, clip_id, payload_kind
-from ingest.cuts import cut_finder, shrunk
+from ingest.cuts import SHOT_LINES_PX, cut_finder
 from ingest.decode import check_payload
+from ingest.duplicates import phash
 from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, base_row, source_row, to_table
 from ingest.reading import Reading
 from ingest.schema import captions_schema
-from ingest.scores import score
+from ingest.scores import score, shrunk
 from ingest.shards import ShardWriter
 from ingest.shots import Window, WindowFinder, trim_frames
 from ingest.sources import SourceError
@@ -32,6 +33,7 @@ from ingest.streams import VideoInfo
 
 BT709 = {"range": "tv", "primaries": "bt709", "transfer": "bt709", "matrix": "bt709"}
 SRGB = {"range": "pc", "primaries": "bt709", "transfer": "iec61966-2-1", "matrix": "gbr"}
+_ONE_RATE = Fraction(0)  # the time of a frame, where nobody looks at it
 LEAST_CAPTION_S = 1.0  # a picture lasts no time, but what is said of a file is said of it too
 
 
@@ -89,7 +91,9 @@ class OnePass:
                 if reading.hdr:
                     return Fate(name="rejected", rule="hdr", message="PQ or HLG transfer")
             held.add(count, frame)
-            for is_cut in cuts.look(shrunk(planes.luma(frame)), reading.at_s(count)):
+            small_HW = planes.luma(frame, lines=SHOT_LINES_PX)
+            at_s = reading.at_s(count) if contract.native else _ONE_RATE
+            for is_cut in cuts.look(small_HW, at_s):
                 for window in finder.feed(is_cut=is_cut):
                     self._window(window, held, reading, shard)
             count += 1
@@ -140,12 +144,13 @@ class OnePass:
         contract = self.prep.contract
         frames = held.take(window, contract.step)
         fps = contract.payload_fps(reading.fps)
-        scores = score(planes.lumas(frames), fps)
+        small_THW = shrunk(frames)
+        scores = score(frames, fps, small_THW)
         row = self._clip_row(window, reading)
         fate = PURGED if row["id"] in self.purged else self.keep.decide(scores)
         if fate.name == "kept":
             fate = self._store(row, frames, fps, shard)
-        row |= scores
+        row |= scores | {"phash": phash(small_THW)}
         row |= fate.columns()
         self.rows.append(row)
 

@@ -6,6 +6,7 @@ and the Y plane is what most numbers are taken from. A still is RGB, uint8 HWC.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -39,11 +40,33 @@ def size(frame: np.ndarray) -> tuple[int, int]:
     )
 
 
-def luma(frame: np.ndarray) -> np.ndarray:
-    """Return the grey picture of a frame as uint8 HW, full range (0 to 255)."""
-    if is_planar(frame):
-        return cv2.LUT(frame[: size(frame)[1]], _TO_FULL)
-    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+def luma(frame: np.ndarray, *, lines: int = 0) -> np.ndarray:
+    """Return the grey picture of a frame as uint8 HW, full range (0 to 255).
+
+    With `lines`, it is shrunk by area averaging until its shorter side has that many px, and never
+    enlarged.
+    """
+    planar = is_planar(frame)
+    grey = frame[: size(frame)[1]] if planar else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    if 0 < lines < min(grey.shape):
+        height, width = grey.shape
+        scale = lines / min(height, width)
+        small = max(1, round(width * scale)), max(1, round(height * scale))
+        grey = cv2.resize(grey, small, interpolation=cv2.INTER_AREA)
+    return cv2.LUT(grey, _TO_FULL) if planar else grey  # last: small pictures take no time
+
+
+def differences(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Return the mean absolute difference of each frame from the one before, in grey levels."""
+    if not is_planar(frames[0]):
+        return np.array([_apart(*pair) for pair in pairwise([luma(frame) for frame in frames])])
+    height = size(frames[0])[1]
+    raw = [_apart(a[:height], b[:height]) for a, b in pairwise(frames)]
+    return np.array(raw) * (255.0 / (WHITE - BLACK))
+
+
+def _apart(before: np.ndarray, after: np.ndarray) -> float:
+    return cv2.norm(before, after, cv2.NORM_L1) / before.size
 
 
 def lumas(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import os
 import re
 import select
 import subprocess
+import sys
 import threading
 import time
 from array import array
@@ -36,6 +37,9 @@ _ERROR = re.compile(rb"\[(?:error|fatal)\]")
 _DAMAGED = re.compile(rb"corrupt decoded frame|concealing \d+ ")
 _BROKEN_PICTURE = re.compile(rb"EOI missing|CRC mismatch")
 PIPE_BYTES = 1 << 20
+BLOCK_FRAMES = 8
+_ONE = [object()]
+UNHELD = sys.getrefcount(_ONE[0])  # of what only a list and the question itself hold
 LAST_WORDS_S = 20.0  # how long the log may trail the first frame, or the exit trail the last
 
 
@@ -109,6 +113,33 @@ class _Log(threading.Thread):
             self.first_error = self.first_error or plain(line.decode("utf-8", "replace"))
 
 
+class _Blocks:
+    """Room for frames, a few at a time, used again once nobody holds any frame of a block.
+
+    Fresh memory for each frame costs as much as filling it: the kernel must clear it first.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = (BLOCK_FRAMES, *shape)
+        self._blocks: list[np.ndarray] = []
+        self._block, self._used = np.empty((0, *shape), np.uint8), 0
+
+    def next(self) -> np.ndarray:
+        """Return room for one frame, which is the caller's while it holds it."""
+        if self._used == len(self._block):
+            self._block, self._used = self._free(), 0
+        self._used += 1
+        return self._block[self._used - 1]
+
+    def _free(self) -> np.ndarray:
+        self._block = np.empty((0, *self._shape[1:]), np.uint8)
+        for index in range(len(self._blocks)):
+            if sys.getrefcount(self._blocks[index]) == UNHELD:
+                return self._blocks[index]
+        self._blocks.append(np.empty(self._shape, np.uint8))
+        return self._blocks[-1]
+
+
 class Reading:
     """A source being decoded; iterate once for frames (see planes) as the contract wants them.
 
@@ -159,8 +190,9 @@ class Reading:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         poll = select.poll()
         poll.register(fd, select.POLLIN)
+        blocks = _Blocks(self._shape)
         while True:
-            frame = np.empty(self._shape, np.uint8)
+            frame = blocks.next()
             if not self._fill(frame.data.cast("B"), fd, poll):
                 break
             if self._log.times is None or self._due(self._log.times):

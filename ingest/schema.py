@@ -30,6 +30,7 @@ SCORE_FIELDS = (
     _field(
         "sharpness", pa.float64(), unit="grey level squared", range="[0, inf)", direction="higher"
     ),
+    _field("flicker", pa.float64(), unit="grey level", range="[0, 255]", direction="lower"),
 )
 SCORES = tuple(score.name for score in SCORE_FIELDS)
 

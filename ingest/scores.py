@@ -10,34 +10,49 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from ingest import planes
+
 SCORE_SIDE_PX = 128
 FLOW_FPS = 2
 DUPLICATE_FLOOR = 0.05  # grey levels: a repeated frame is below also after lossy coding
-RANGE_PERCENTILES = (1, 99)
+RANGE_SHARES = (0.01, 0.99)
 
 
-def score(grey_THW: np.ndarray, fps: Fraction | float) -> dict[str, float | None]:
-    """Return every score of grey uint8 frames at `fps`; schema.SCORE_FIELDS has units and ranges.
+def score(
+    frames: np.ndarray, fps: Fraction | float, small_THW: np.ndarray | None = None
+) -> dict[str, float | None]:
+    """Return every score of frames at `fps`; schema.SCORE_FIELDS has units and ranges.
 
-    What takes two frames is null for a single one, whose `fps` means nothing.
+    What takes two frames is null for a single one, whose `fps` means nothing. `small_THW` is what
+    `shrunk` gives of them, for who has it already.
     """
-    small_THW = np.stack([_shrink(grey) for grey in grey_THW])
-    low, high = np.percentile(small_THW, RANGE_PERCENTILES)
+    small_THW = shrunk(frames) if small_THW is None else small_THW
+    counts = np.bincount(small_THW.ravel(), minlength=256)
+    shares = np.cumsum(counts) / small_THW.size
+    low, high = (int(np.searchsorted(shares, share)) for share in RANGE_SHARES)
     return {
         "motion": motion(small_THW, fps),
-        "duplicate_frame_share": duplicate_frame_share(grey_THW),
-        "luma_mean": float(small_THW.mean()),
+        "duplicate_frame_share": duplicate_frame_share(frames),
+        "luma_mean": float(counts @ np.arange(256) / small_THW.size),
         "luma_range": float(high - low),
         "sharpness": sharpness(small_THW),
+        "flicker": flicker(small_THW),
     }
 
 
-def _shrink(grey_HW: np.ndarray) -> np.ndarray:
+def shrunk(frames: np.ndarray) -> np.ndarray:
+    """Return the grey pictures of frames, uint8 THW, with a short side of SCORE_SIDE_PX."""
+    return np.stack([_small(frame) for frame in frames])
+
+
+def _small(frame: np.ndarray) -> np.ndarray:
+    grey_HW = planes.luma(frame, lines=SCORE_SIDE_PX)
     height, width = grey_HW.shape
     scale = SCORE_SIDE_PX / min(height, width)
+    if scale <= 1:
+        return grey_HW
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    how = cv2.INTER_AREA if scale <= 1 else cv2.INTER_LINEAR
-    return cv2.resize(grey_HW, size, interpolation=how)
+    return cv2.resize(grey_HW, size, interpolation=cv2.INTER_LINEAR)
 
 
 def motion(grey_THW: np.ndarray, fps: Fraction | float) -> float | None:
@@ -59,15 +74,22 @@ def motion(grey_THW: np.ndarray, fps: Fraction | float) -> float | None:
     return total / diagonal / seconds
 
 
-def duplicate_frame_share(grey_THW: np.ndarray) -> float | None:
+def duplicate_frame_share(frames: np.ndarray) -> float | None:
     """Share of frames that repeat the one before; null for a single frame."""
-    if len(grey_THW) < 2:
+    if len(frames) < 2:
         return None
-    repeats = sum(
-        float(cv2.absdiff(before, after).mean()) < DUPLICATE_FLOOR
-        for before, after in pairwise(grey_THW)
-    )
-    return repeats / (len(grey_THW) - 1)
+    return float((planes.differences(frames) < DUPLICATE_FLOOR).mean())
+
+
+def flicker(grey_THW: np.ndarray) -> float | None:
+    """Mean jump of a frame's brightness away from the middle of its neighbours'; null below three.
+
+    A steady fade has none.
+    """
+    if len(grey_THW) < 3:
+        return None
+    levels_T = np.array([cv2.mean(grey_HW)[0] for grey_HW in grey_THW])
+    return float(np.abs(levels_T[1:-1] - (levels_T[:-2] + levels_T[2:]) / 2).mean())
 
 
 def sharpness(grey_THW: np.ndarray) -> float:

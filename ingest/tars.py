@@ -28,9 +28,9 @@ from ingest.offers import (
     json_object,
     written_at,
 )
+from ingest.places import OnDisk
+from ingest.tar_headers import BLOCK, Headers, entries
 
-BLOCK = 512
-HEADER_BYTES = 1 << 20  # a header that wants more memory than this is an attack
 SHEETS = ("json", "txt", "cls")
 
 
@@ -122,28 +122,6 @@ class _Whole(io.RawIOBase):
                     end()
 
 
-class _Headers(io.RawIOBase):
-    """What tarfile reads headers through: one that asks for a huge read is refused."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 @dataclass(kw_only=True)
 class _Group:
     key: str
@@ -164,12 +142,8 @@ class TarPart:
         groups: list[_Group] = []
         size = self.path.stat().st_size
         try:
-            with _Headers(self.path) as headers, tarfile.open(fileobj=headers, mode="r:") as tar:
-                for entry in tar:
-                    if entry.offset_data + entry.size > size and entry.isreg():
-                        raise tarfile.ReadError("the file ends inside a member")
-                    if not entry.isdir():
-                        _add(groups, entry)
+            for entry in entries(Headers(OnDisk(str(self.path)).read_at, size)):
+                _add(groups, entry)
         except (tarfile.TarError, OSError, ValueError) as error:
             self.problem = f"not a whole tar: {error}"
         return groups

@@ -166,7 +166,7 @@ def vet(payload: bytes, prep: Prep) -> Vetted:
         fps_den=fps.denominator,
         width=planes.size(frames[0])[0],
         height=planes.size(frames[0])[1],
-        scores=score(planes.lumas(frames), fps or 1),
+        scores=score(frames, fps or 1),
     )
 
 

@@ -2,13 +2,11 @@ import json
 from dataclasses import fields, replace
 from fractions import Fraction
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.clip import LIMITS, Contract, Prep, clip_id, payload_kind, payload_size, played_s
-from ingest.schema import SCORES, captions_schema, ledger_schema, payload_schema, view_schema
 
 WHERE = {
     "source_sha256": "ab" * 32,
@@ -139,27 +137,3 @@ def test_contracts_in_words():
         "16 frames, 1 of 3 frames of the source",
         "stills (from videos: 2 fps)",
     ]
-
-
-COLUMNS = {
-    view_schema: "clip_id shard offset length crc32 frame_count width height payload_kind "
-    "fps_num fps_den caption label",
-    captions_schema: "clip_id producer payload_sha256 caption rank",
-    ledger_schema: "unit_id kind id fate rule score threshold stage error_class message attempts "
-    "duplicate_of source_uri source_sha256 source_bytes stream_index timebase_num timebase_den "
-    "start_pts end_pts start_s end_s shot_index fps_num fps_den frame_count width height motion "
-    "duplicate_frame_share luma_mean luma_range sharpness frames_decoded decode_errors "
-    "num_candidates num_kept payload_kind payload_sha256 shard offset length crc32 prep_digest "
-    "keep_digest",
-}
-
-
-def test_schemas_are_what_is_stored():
-    """Changing a name above changes what is on people's disks."""
-    for schema, names in COLUMNS.items():
-        assert " ".join(schema().names) == names
-    assert payload_schema().names[-1] == "payload"
-    assert payload_schema().field("payload").type == pa.large_binary()
-    for name in SCORES:
-        metadata = ledger_schema().field(name).metadata
-        assert {b"kinoray.unit", b"kinoray.range", b"kinoray.direction"} <= metadata.keys()

@@ -2,7 +2,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from ingest.keep import Keep
+from ingest.keep import RULES, Keep
 
 GOOD = {
     "motion": 0.1,
@@ -10,6 +10,7 @@ GOOD = {
     "luma_mean": 100.0,
     "luma_range": 80.0,
     "sharpness": 50.0,
+    "flicker": 1.0,
 }
 
 
@@ -23,10 +24,11 @@ GOOD = {
         ("max_luma", "luma_mean", 241.0),
         ("min_luma_range", "luma_range", 19.0),
         ("min_sharpness", "sharpness", 5.0),
+        ("max_flicker", "flicker", 9.0),
     ],
 )
 def test_each_rule_rejects_beyond_its_threshold_only(rule, name, score):
-    keep = Keep(min_sharpness=10.0)
+    keep = Keep(min_sharpness=10.0, max_flicker=8.0)
     assert keep.decide(GOOD).name == "kept"
     fate = keep.decide(GOOD | {name: score})
     assert (fate.name, fate.rule, fate.score) == ("rejected", rule, score)
@@ -47,7 +49,8 @@ def test_a_still_is_judged_by_what_it_has():
 
 def test_every_threshold_has_its_rule():
     tested = {"min_motion", "max_motion", "max_duplicate_frame_share", "min_luma", "max_luma"}
-    assert {field.name for field in fields(Keep)} == tested | {"min_luma_range", "min_sharpness"}
+    tested |= {"min_luma_range", "min_sharpness", "max_flicker"}
+    assert {field.name for field in fields(Keep)} == tested == set(RULES)
 
 
 def test_digest_follows_the_thresholds():

@@ -1,11 +1,11 @@
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pytest
 
-from ingest import planes
 from ingest.schema import SCORES
-from ingest.scores import duplicate_frame_share, motion, score
+from ingest.scores import duplicate_frame_share, flicker, motion, score
 
 
 def blurred_noise() -> np.ndarray:
@@ -25,7 +25,7 @@ def textured(shift=0):
 
 
 def test_all_scores_are_there_and_finite(studio):
-    scores = score(planes.lumas(studio.frames(80)), 16)
+    scores = score(studio.frames(80), 16)
     assert tuple(scores) == SCORES
     assert all(np.isfinite(value) for value in scores.values())
 
@@ -39,9 +39,9 @@ def test_motion_is_diagonals_per_second(speed_px):
 
 
 def test_motion_does_not_depend_on_size_or_rate():
-    small = score(planes.lumas(np.stack([textured(k) for k in range(80)])), 16)["motion"]
+    small = score(np.stack([textured(k) for k in range(80)]), 16)["motion"]
     frames = np.stack([textured(k) for k in range(80)])
-    large = score(planes.lumas(frames.repeat(2, 1).repeat(2, 2)), 16)["motion"]
+    large = score(frames.repeat(2, 1).repeat(2, 2), 16)["motion"]
     assert small == pytest.approx(large, rel=0.2)
     assert motion(frames[..., 0], 32) == pytest.approx(2 * motion(frames[..., 0], 16), rel=0.25)
 
@@ -56,29 +56,48 @@ def test_motion_takes_any_rate():
 
 def test_a_still_has_no_motion_and_all_duplicates():
     frames = np.repeat(textured()[None], 80, 0)
-    scores = score(planes.lumas(frames), 16)
+    scores = score(frames, 16)
     assert scores["motion"] == pytest.approx(0, abs=1e-6)
     assert scores["duplicate_frame_share"] == 1
 
 
 def test_duplicates_are_counted_exactly():
-    moving = [textured(shift=k)[..., 0] for k in range(40)]
+    moving = [textured(shift=k) for k in range(40)]
     doubled = np.stack([frame for frame in moving for _ in range(2)])
     assert duplicate_frame_share(doubled) == pytest.approx(40 / 79)
     assert duplicate_frame_share(np.stack(moving)) == 0
 
 
+def test_flicker_is_what_jumps_and_not_what_fades():
+    fade = np.arange(20, 200, 3, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
+    assert flicker(fade) == 0
+    fade[1::2] += 8  # every second frame is 8 levels brighter
+    assert flicker(fade) == pytest.approx(8)
+    assert flicker(fade[:2]) is None
+
+
+def test_planar_frames_score_as_rgb_does(studio):
+    """The same pictures, as a video stores them."""
+    frames = studio.frames(16)
+    planar = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420) for frame in frames])
+    ours, theirs = score(planar, 16), score(frames, 16)
+    for name in ("luma_mean", "luma_range", "flicker"):
+        assert ours[name] == pytest.approx(theirs[name], abs=1.5)
+    for name in ("motion", "sharpness"):
+        assert ours[name] == pytest.approx(theirs[name], rel=0.2)
+
+
 def test_luma_and_sharpness():
-    flat = score(planes.lumas(np.full((10, 64, 64, 3), 50, np.uint8)), 16)
+    flat = score(np.full((10, 64, 64, 3), 50, np.uint8), 16)
     assert flat["luma_mean"] == pytest.approx(50, abs=0.5)
     assert (flat["luma_range"], flat["sharpness"]) == (0, 0)
-    sharp = score(planes.lumas(np.stack([textured()] * 10)), 16)
+    sharp = score(np.stack([textured()] * 10), 16)
     assert sharp["luma_range"] > 50
     assert sharp["sharpness"] > 10
 
 
 def test_unknown_is_null_and_not_zero():
-    single = score(planes.lumas(textured()[None]), 16)
-    assert score(planes.lumas(textured()[None]), 0).keys() == single.keys()  # a still has no rate
+    single = score(textured()[None], 16)
+    assert score(textured()[None], 0).keys() == single.keys()  # a still has no rate
     assert single["motion"] is None
     assert single["duplicate_frame_share"] is None

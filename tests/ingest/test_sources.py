@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 from ingest.sources import (
+    Layout,
+    Said,
     Source,
     SourceError,
     check_readable,
@@ -53,6 +55,27 @@ def test_pictures_are_listed_when_stills_are_wanted(tree):
     (tree / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no video or picture found"):
         list_sources([str(tree / "empty")], pictures=True)
+
+
+def test_folders_of_classes(tmp_path):
+    """UCF-101's layout: a folder for each class."""
+    odd = os.fsdecode(b"\xff class")
+    for name in (
+        "Archery/v_g01_c01.avi",
+        "Archery/deep/x.avi",
+        "Yo Yo/y.avi",
+        "z.avi",
+        f"{odd}/w.avi",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    labelled = Layout(labels="folder")
+    expected = ["Archery", "Archery", "Yo Yo", "", "\\xff class"]
+    for pattern in (tmp_path, tmp_path / "**/*.avi", f"{tmp_path}/"):
+        found = list_sources([str(pattern)], layout=labelled)
+        assert [source.said.label for source in found] == expected
+    assert all(source.said == Said() for source in list_sources([str(tmp_path)]))
+    assert list_sources([str(tmp_path / "z.avi")], layout=labelled)[0].said == Said()
 
 
 def test_nothing_found_names_the_pattern(tree):

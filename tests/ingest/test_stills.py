@@ -69,7 +69,7 @@ def test_stills_come_back_to_the_bit(curate, tmp_path, name, size):
     assert [row[name] for name in facts] == ["png", 1, 0, 1, 0, 1]
     assert (row["timebase_num"], row["timebase_den"], row["end_s"]) == (1, 1, 0.0)
     assert [row[name] is None for name in SCORES] == [
-        name in ("motion", "duplicate_frame_share") for name in SCORES
+        name in ("motion", "duplicate_frame_share", "flicker") for name in SCORES
     ]
 
 
