@@ -140,7 +140,7 @@ class Prep:
     cut_min_levels: float = 6.0  # the smallest jump that can be a cut
     cut_sure_levels: float = 45.0  # from here on the jumps around it do not count
     cut_likeness: float = 0.6  # correlation below which two frames are two pictures
-    dissolve_residual: float = 0.35  # of what mixes two pictures, at most this part is neither
+    dissolve_residual: float = 0.35  # at most this part of a mixture is of neither; 0 finds none
     black_levels: float = 16.0
     crop_bars: bool = True
     max_unit_s: int = 300  # longer sources are worked on in parts, which end shots

@@ -26,12 +26,8 @@ SHOT_LINES_PX = 64
 HALF_PX = (57, 32)  # width, height of what pictures are compared at
 SIDE = 4  # looks before and after a jump that it is compared with
 FLASH = 4  # looks that a flash lasts at most
-SPANS = (
-    8,
-    16,
-    24,
-)  # looks between the ends of what may hold a dissolve; long ones are found in parts
-LAG = max(SPANS) + FLASH  # looks after which a flag is certain
+SPANS = (8, 16, 24)  # looks that a span of a dissolve reaches over; long ones are found in parts
+LAG = max(SPANS)  # looks after which a flag is certain
 LEAST_JUMP, LEAST_CHANGE = 1.0, 0.1  # levels, and lost correlation, of what stands still
 GONE_DETAIL = 0.15  # between the ends of a dissolve less is left; a slow zoom keeps more
 ALIKE = 0.85  # correlation up to which a picture of quite other detail is another one
@@ -73,7 +69,7 @@ class CutFinder:
         self._was_black = True  # a fade in at the start of a file belongs to its first shot
         self._shown = False
 
-    def look(self, small_HW: np.ndarray, _at_s: Fraction | None = None) -> list[bool]:
+    def look(self, small_HW: np.ndarray, at_s: Fraction | None = None) -> list[bool]:  # noqa: ARG002
         """Take the next `shrunk` frame, uint8 luma; return the flags that are now certain.
 
         Looks come at one rate, so their times (which NativeCutFinder wants) tell nothing.
@@ -87,15 +83,13 @@ class CutFinder:
         self._flags.append(self._black_border(small_HW))
         self._cut(FLASH)
         for span in SPANS:
-            self._dissolve(span, FLASH)
+            self._dissolve(span)
         return [self._flags.popleft()] if len(self._flags) > LAG else []
 
     def end(self) -> list[bool]:
         """Return the flags of the last looks."""
         for ahead in reversed(range(FLASH)):
             self._cut(ahead)
-            for span in SPANS:
-                self._dissolve(span, ahead)
         flags = list(self._flags)
         self._flags.clear()
         return flags
@@ -136,11 +130,11 @@ class CutFinder:
             higher >= 1.25 and stranger >= prep.cut_ratio and change > 0.7
         )
 
-    def _dissolve(self, span: int, ahead: int) -> None:
-        # Up to the look for which cuts are known: a span with a cut inside holds no dissolve.
-        if len(self._flags) <= span + ahead:
+    def _dissolve(self, span: int) -> None:
+        # Judge the span that ends with the newest look.
+        if len(self._flags) <= span:
             return
-        views = list(self._views)[-1 - span - ahead : len(self._views) - ahead]
+        views = list(self._views)[-1 - span :]
         first, last = views[0], views[-1]
         if min(first.deviation, last.deviation) < FLAT_LEVELS or (
             _alike(first, last) >= self._prep.cut_likeness
@@ -162,7 +156,7 @@ class CutFinder:
             touched = np.flatnonzero((shares > TOUCHED[0]) & (shares < TOUCHED[1]))
             # The look after the last mixture is where the next shot begins.
             for index in range(int(touched[0]), int(touched[-1]) + 2):
-                self._flags[index - span - ahead] = True
+                self._flags[index - span] = True
 
 
 class NativeCutFinder:
@@ -214,6 +208,13 @@ class NativeCutFinder:
         flags = [flag for is_cut in self._looks.end() for flag in self._placed(is_cut)]
         flags += self._held
         return flags + [level >= self._sure_levels for level in _jumps(self._small)]
+
+
+def cut_finder(prep: Prep) -> CutFinder | NativeCutFinder:
+    """Return the finder for the frames that a contract has decoded."""
+    contract = prep.contract
+    slow = not contract.native and contract.stream_fps(Fraction(LOOK_FPS)) <= LOOK_FPS
+    return CutFinder(prep) if slow else NativeCutFinder(prep)
 
 
 def shrunk(luma_HW: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ingest import planes
 from ingest.caption import Captions
 from ingest.clip import Prep, clip_id, payload_kind
-from ingest.cuts import SHOT_LINES_PX, CutFinder, NativeCutFinder
+from ingest.cuts import SHOT_LINES_PX, cut_finder
 from ingest.decode import check_payload
 from ingest.duplicates import phash
 from ingest.encode import PNG, encode_clip, encode_still
@@ -83,7 +83,7 @@ class OnePass:
     def read(self, reading: Reading, shard: ShardWriter) -> Fate:
         """Pass all frames through cuts, windows, scores and the keep rule; return the fate."""
         contract = self.prep.contract
-        cuts = NativeCutFinder(self.prep) if contract.native else CutFinder(self.prep)
+        cuts = cut_finder(self.prep)
         finder = WindowFinder(contract, trim_frames(self.prep, reading.fps))
         held, count = Held(finder), 0
         for frame in reading:
