@@ -1,13 +1,57 @@
 """Which clips of a ledger show what another does: near duplicates inside, leaks of evaluation sets."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from ingest.decide import Judged
-from ingest.duplicates import MAX_BITS, is_flat, leaks, pairs
+from ingest.columns import among
+from ingest.decide import Decision, Judged, decide, judge, readable
+from ingest.duplicates import MAX_BITS, is_flat, pairs
+from ingest.duplicates import leaks as nearest
+from ingest.keep import Keep
+from ingest.store import Dataset
+
+MOST_BITS = 20  # beyond, the index has no bands left to look up
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicates:
+    """What is a copy: clips of two sources whose hashes differ in at most `max_bits` of 192 bits.
+
+    With `near`, the best of such clips stays. What is a copy of a kept clip of the datasets `against`
+    (those that results are measured on) is rejected.
+    """
+
+    near: bool = True
+    max_bits: int = MAX_BITS
+    against: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what would be slow or would match anything."""
+        if not 0 <= self.max_bits <= MOST_BITS:
+            raise ValueError(f"max_bits={self.max_bits}: must be within 0 to {MOST_BITS}")
+
+
+def decision(
+    dataset: Dataset, units: Collection[str], *, keep: Keep, duplicates: Duplicates
+) -> Decision:
+    """Return which fates change when the clips of `units` are judged, and copies in the dataset found.
+
+    Raises NotADataset for one of `duplicates.against` that is none.
+    """
+    ledger = readable(dataset.ledger_table)
+    judged, leaks = judge(ledger, keep=keep, units=units), dict[str, str]()
+    for place in duplicates.against:
+        theirs = readable(Dataset.open(place).ledger_table)
+        kept = theirs.filter(pa.array(among(theirs.column("fate"), ["kept"])))
+        leaks |= leaks_of(ledger, judged, kept, max_bits=duplicates.max_bits)
+    if leaks:
+        judged = judge(ledger, keep=keep, units=units, leaks=leaks)
+    twins = twins_of(ledger, judged, max_bits=duplicates.max_bits) if duplicates.near else {}
+    return decide(ledger, judged, twins=twins, leaks=leaks)
 
 
 def twins_of(
@@ -63,6 +107,6 @@ def leaks_of(
     known = judged.passing & ledger.column("phash").is_valid().to_numpy().astype(bool)
     rows = ledger.select(["id", "phash"]).filter(pa.array(known))
     theirs = against.filter(against.column("phash").is_valid())
-    hit = leaks(rows.column("phash").to_pylist(), theirs.column("phash").to_pylist(), max_bits)
+    hit = nearest(rows.column("phash").to_pylist(), theirs.column("phash").to_pylist(), max_bits)
     ids, other = rows.column("id").to_pylist(), theirs.column("id").to_pylist()
     return {ids[one]: other[near] for one, near in hit.items()}

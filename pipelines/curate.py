@@ -19,6 +19,7 @@ from ingest import decide
 from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
+from ingest.likeness import Duplicates, decision
 from ingest.sources import Layout, Source, list_sources
 from ingest.store import Dataset
 from ingest.unit import (
@@ -58,6 +59,7 @@ class Config:
     layout: Layout = field(default_factory=Layout)
     scratch: str = ""
     keep: Keep = field(default_factory=Keep)
+    duplicates: Duplicates = field(default_factory=Duplicates)
     captions: Captions = field(default_factory=Captions)
     max_failed_share: float = 0.1
     max_attempts: int = 3
@@ -191,15 +193,15 @@ class _Work:
 
     def _unstored(self, units: set[str]) -> frozenset[str]:
         """Return the units with clips that other thresholds rejected: wanted now, but never stored."""
-        ledger = decide.readable(self.dataset.ledger_table)
-        judged = decide.judge(ledger, keep=self.config.keep, units=units)
-        return decide.decide(ledger, judged).unstored
+        return self._decision(units).unstored
+
+    def _decision(self, units: set[str]) -> decide.Decision:
+        config = self.config
+        return decision(self.dataset, units, keep=config.keep, duplicates=config.duplicates)
 
     def _decide(self, units: set[str]) -> None:
         """Give each clip its last fate, by columns alone: nothing is decoded for other thresholds."""
-        ledger = decide.readable(self.dataset.ledger_table)
-        judged = decide.judge(ledger, keep=self.config.keep, units=units)
-        found = decide.decide(ledger, judged)
+        found = self._decision(units)
         if found.changes.num_rows:
             decide.give_fates(self.dataset.ledger_table, found.changes)
             self.recorder.stage(f"{found.changes.num_rows} fates decided anew")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ingest.decide import READS, decide, give_fates, judge, readable, replace_units
 from ingest.keep import RULES, Keep
 from ingest.ledger import to_table
+from ingest.likeness import leaks_of, twins_of
 from ingest.purge import purge
 from ingest.schema import SCORES, conformed, ledger_schema
 from ingest.store import Dataset
@@ -210,3 +211,74 @@ def test_a_million_rows_are_judged_in_columns():
     motion = ledger.column("motion").to_numpy()
     assert found.changes.num_rows == int((motion < 0.5).sum())
     assert judged.passing.sum() == int((motion >= 0.5).sum())
+
+
+def hashed(*clips):
+    """Rows of kept clips as (id, source, hash, width)."""
+    rows = [
+        {
+            "unit_id": source,
+            "kind": "clip",
+            "id": name,
+            "fate": "kept",
+            "attempts": 1,
+            "shard": "s",
+            "phash": f"{bits:048x}",
+            "source_sha256": source,
+            "width": width,
+            "height": 100,
+        }
+        for name, source, bits, width in clips
+    ]
+    return to_table(rows)
+
+
+BASE = int("0123456789abcdef" * 3, 16)
+
+
+def twins(table, **settings):
+    judged = judge(table, keep=Keep(), units=set(table.column("unit_id").to_pylist()))
+    return twins_of(table, judged, **settings)
+
+
+def test_the_best_copy_stays_whatever_came_first():
+    near = BASE ^ 0b111  # three bits
+    clips = [
+        ("small", "a", BASE, 100),
+        ("large", "b", near, 200),
+        ("other", "c", ~BASE % 2**192, 100),
+    ]
+    for order in (clips, clips[::-1]):
+        assert twins(hashed(*order)) == {"small": ("large", 3.0)}
+    assert twins(hashed(*clips), max_bits=2) == {}
+
+
+def test_clips_of_one_source_are_no_copies_and_a_copied_source_goes_whole():
+    """A camera that stands still gives clips that look alike; a second copy of the film does not stay."""
+    film = [(f"a{n}", "a", BASE, 200) for n in range(4)]
+    copy = [(f"b{n}", "b", BASE ^ 1, 100) for n in range(4)]
+    assert twins(hashed(*film)) == {}
+    found = twins(hashed(*film, *copy))
+    assert set(found) == {f"b{n}" for n in range(4)}
+    assert {better for better, _ in found.values()} <= {f"a{n}" for n in range(4)}
+
+
+def test_flat_and_unknown_hashes_match_nothing():
+    flat = [("x", "a", 0, 100), ("y", "b", 0, 100)]
+    assert twins(hashed(*flat)) == {}
+    table = hashed(("x", "a", BASE, 100), ("y", "b", BASE, 100))
+    at = table.schema.get_field_index("phash")
+    assert twins(table.set_column(at, "phash", pa.nulls(2, pa.utf8()))) == {}
+
+
+def test_leaks_name_the_clip_of_the_evaluation_set():
+    ours = hashed(("x", "a", BASE, 100), ("y", "b", ~BASE % 2**192, 100))
+    theirs = hashed(("eval", "c", BASE ^ 3, 100))
+    judged = judge(ours, keep=Keep(), units={"a", "b"})
+    leaks = leaks_of(ours, judged, theirs)
+    assert leaks == {"x": "eval"}
+    judged = judge(ours, keep=Keep(), units={"a", "b"}, leaks=leaks)
+    (row,) = decide(ours, judged, leaks=leaks).changes.to_pylist()
+    assert (row["id"], row["fate"], row["rule"], row["duplicate_of"]) == (
+        "x", "rejected", "leakage", "eval",
+    )  # fmt: skip
