@@ -17,7 +17,7 @@ import pyarrow as pa
 from ingest import planes
 from ingest.caption import Captions
 from ingest.clip import Prep, clip_id, payload_kind
-from ingest.cuts import SHOT_LINES_PX, cut_finder
+from ingest.cuts import SHOT_LINES_PX, CutFinder, cut_finder
 from ingest.decode import check_payload
 from ingest.duplicates import phash
 from ingest.encode import PNG, encode_clip, encode_still
@@ -93,7 +93,7 @@ class OnePass:
                     return Fate(name="rejected", rule="hdr", message="PQ or HLG transfer")
             held.add(count, frame)
             small_HW = planes.luma(frame, lines=SHOT_LINES_PX)
-            at_s = reading.at_s(count) if contract.native else _ONE_RATE
+            at_s = _ONE_RATE if isinstance(cuts, CutFinder) else reading.at_s(count)
             for is_cut in cuts.look(small_HW, at_s):
                 for window in finder.feed(is_cut=is_cut):
                     self._window(window, held, reading, shard)

@@ -8,7 +8,7 @@ import pytest
 
 from ingest import planes
 from ingest.clip import Contract, Prep
-from ingest.cuts import CutFinder, NativeCutFinder, shrunk
+from ingest.cuts import CutFinder, NativeCutFinder, cut_finder, shrunk
 from ingest.shots import WindowFinder
 from tests.ingest import splices
 
@@ -74,6 +74,15 @@ def test_made_cuts_are_found_where_they_are(studio):
     for cut_at in ((), (30,), (20, 55), (1,), (58,)):
         found, count = cuts_of(studio.frames(60, cut_at=cut_at))
         assert (found, count) == (list(cut_at), 60)
+
+
+@pytest.mark.parametrize("fps", [4, 16, 24, 60])
+def test_a_contract_of_any_rate_looks_sixteen_times_a_second_at_most(studio, fps):
+    finder, flags = cut_finder(Prep(contract=Contract(frames=8, fps=fps))), []
+    assert isinstance(finder, CutFinder) == (fps <= 16)
+    for number, frame in enumerate(studio.frames(90, cut_at=(31,))):
+        flags += finder.look(shrunk(planes.luma(frame)), Fraction(number, fps))
+    assert borders(flags + finder.end()) == [(31, 31)]
 
 
 def test_fades(studio):
