@@ -15,15 +15,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from ingest.clip import LOOK_FPS, Prep
+from ingest.looks import View, alike, brighter, jump, view
 
-SHOT_LINES_PX = 64
-HALF_PX = (57, 32)  # width, height of what pictures are compared at
 SIDE = 4  # looks before and after a jump that it is compared with
 FLASH = 4  # looks that a flash lasts at most
 SPANS = (8, 16, 24)  # looks that a span of a dissolve reaches over; long ones are found in parts
@@ -33,24 +30,12 @@ GONE_DETAIL = 0.15  # between the ends of a dissolve less is left; a slow zoom k
 ALIKE = 0.85  # correlation up to which a picture of quite other detail is another one
 LIT = 1.5  # times black_levels: where black has ended
 FLAT_LEVELS = 4.0  # below this deviation a picture is flat: it fades, it does not dissolve
-DETAIL_LEVELS = 6.0  # detail counts alike from here on: letters laid over a shot do not outweigh it
 SAME_DETAIL = 0.3  # correlation of detail above which two pictures look like one scene
 OTHER_DETAIL = 0.45  # above it they are; bars and logos alone reach 0.35
 MIXED = (0.2, 0.8)  # shares of the second picture that are a mixture beyond doubt
 TOUCHED = (0.06, 0.94)  # shares from which on a frame is counted to the dissolve
 SAME_AGAIN = 0.35  # correlation of what was before a flash and is after it, in motion also
 MOST_STEP, MOST_BACK = 0.35, 0.1  # of the share from look to look; more is a cut, or no way there
-DARKER_LEVELS, DARKER_SHARE = 16.0, 0.12  # of the pixels of a lit frame may be darker than before
-
-
-class _View(NamedTuple):
-    """What is kept of one look."""
-
-    half: np.ndarray  # float32, flat, HALF_PX
-    shape: np.ndarray  # the same with mean 0 and norm 1; zeros for a flat picture
-    detail: np.ndarray  # what differs from its surroundings, limited; norm at most 1
-    level: float
-    deviation: float
 
 
 class CutFinder:
@@ -64,7 +49,7 @@ class CutFinder:
         self._before_HW: np.ndarray | None = None
         self._jumps: deque[float] = deque(maxlen=FLASH + SIDE + 1)
         self._changes: deque[float] = deque(maxlen=FLASH + SIDE + 1)
-        self._views: deque[_View] = deque(maxlen=LAG + 1)
+        self._views: deque[View] = deque(maxlen=LAG + 1)
         self._flags: deque[bool] = deque()
         self._was_black = True  # a fade in at the start of a file belongs to its first shot
         self._shown = False
@@ -77,9 +62,9 @@ class CutFinder:
         before_HW = small_HW if self._before_HW is None else self._before_HW
         self._before_HW = small_HW
         self._jumps.append(jump(before_HW, small_HW))
-        view = _view(small_HW)
-        self._changes.append(1 - _alike(self._views[-1], view) if self._views else 0.0)
-        self._views.append(view)
+        seen = view(small_HW)
+        self._changes.append(1 - alike(self._views[-1], seen) if self._views else 0.0)
+        self._views.append(seen)
         self._flags.append(self._black_border(small_HW))
         self._cut(FLASH)
         for span in SPANS:
@@ -114,7 +99,7 @@ class CutFinder:
         if self._is_another(views[at - 1], views[at], ahead) and not _flashes(views, at):
             self._flags[-1 - ahead] = True
 
-    def _is_another(self, before: _View, after: _View, ahead: int) -> bool:
+    def _is_another(self, before: View, after: View, ahead: int) -> bool:
         prep, level, change = self._prep, self._jumps[-1 - ahead], self._changes[-1 - ahead]
         shared = float(before.detail @ after.detail)
         if shared >= OTHER_DETAIL:
@@ -137,7 +122,7 @@ class CutFinder:
         views = list(self._views)[-1 - span :]
         first, last = views[0], views[-1]
         if min(first.deviation, last.deviation) < FLAT_LEVELS or (
-            _alike(first, last) >= self._prep.cut_likeness
+            alike(first, last) >= self._prep.cut_likeness
             or float(first.detail @ last.detail) >= GONE_DETAIL
         ):
             return
@@ -149,7 +134,7 @@ class CutFinder:
         share = float(middle @ step) / weight
         if float(middle @ middle) / weight - share**2 > self._prep.dissolve_residual:
             return
-        between = np.stack([view.half for view in views[1:-1]]) - first.half
+        between = np.stack([one.half for one in views[1:-1]]) - first.half
         shares = between @ step / weight
         rests = np.sqrt(np.maximum(0, (between**2).sum(axis=1) / weight - shares**2))
         if _is_way(shares, rests, self._prep.dissolve_residual) and _loses_contrast(views, shares):
@@ -217,33 +202,8 @@ def cut_finder(prep: Prep) -> CutFinder | NativeCutFinder:
     return CutFinder(prep) if slow else NativeCutFinder(prep)
 
 
-def shrunk(luma_HW: np.ndarray) -> np.ndarray:
-    """Return a grey uint8 frame as the detectors see it: SHOT_LINES_PX lines at most, by area."""
-    height, width = luma_HW.shape
-    lines = min(SHOT_LINES_PX, height)
-    size = (max(1, round(width * lines / height)), lines)
-    return cv2.resize(luma_HW, size, interpolation=cv2.INTER_AREA)
-
-
-def jump(before_HW: np.ndarray, after_HW: np.ndarray) -> float:
-    """Return the mean absolute difference of two grey uint8 pictures in levels."""
-    return cv2.norm(before_HW, after_HW, cv2.NORM_L1) / before_HW.size
-
-
 def _jumps(small: Sequence[np.ndarray]) -> list[float]:
     return [jump(before, after) for before, after in pairwise(small)]
-
-
-def _view(small_HW: np.ndarray) -> _View:
-    half_HW = cv2.resize(small_HW, HALF_PX, interpolation=cv2.INTER_AREA).astype(np.float32)
-    (level,), (deviation,) = (array[0] for array in cv2.meanStdDev(half_HW))
-    half, norm = half_HW.ravel(), deviation * half_HW.size**0.5
-    shape = (half - level) / norm if deviation >= 0.5 else np.zeros_like(half)
-    detail = (half_HW - cv2.blur(half_HW, (7, 7))).ravel()
-    np.clip(detail, -DETAIL_LEVELS, DETAIL_LEVELS, out=detail)
-    # The 20 keeps the noise of flat pictures from looking like detail.
-    detail /= float(np.sqrt(detail @ detail)) + 20.0
-    return _View(half=half, shape=shape, detail=detail, level=level, deviation=deviation)
 
 
 def _around(values: Sequence[float], ahead: int) -> float:
@@ -253,32 +213,23 @@ def _around(values: Sequence[float], ahead: int) -> float:
     return max(median(side) if side else 0.0 for side in sides)
 
 
-def _alike(one: _View, other: _View) -> float:
-    return float(one.shape @ other.shape)
-
-
-def _flashes(views: Sequence[_View], at: int) -> bool:
+def _flashes(views: Sequence[View], at: int) -> bool:
     """Whether the jump to look `at` is the beginning or the end of a flash in one shot."""
     return _lit(views, at - 1, 1) or _lit(views, at, -1)
 
 
-def _lit(views: Sequence[_View], base: int, way: int) -> bool:
+def _lit(views: Sequence[View], base: int, way: int) -> bool:
     # Away from `base`, the picture is that of `base` but brighter, and soon that of `base` again.
     for distance in range(2, FLASH + 2):
         if not 0 <= base + way * distance < len(views):
             return False
         lit, then = views[base + way * (distance - 1)], views[base + way * distance]
-        if not _brighter(lit, views[base]):
+        if not brighter(lit, views[base]):
             return False
         rise, left = lit.level - views[base].level, then.level - views[base].level
-        if left < 0.4 * rise and _alike(views[base], then) > SAME_AGAIN:
+        if left < 0.4 * rise and alike(views[base], then) > SAME_AGAIN:
             return True
     return False
-
-
-def _brighter(lit: _View, base: _View) -> bool:
-    darker = np.count_nonzero(lit.half < base.half - DARKER_LEVELS)
-    return lit.level > base.level + 8 and bool(darker < DARKER_SHARE * len(base.half))
 
 
 def _is_way(shares: np.ndarray, rests: np.ndarray, most: float) -> bool:
@@ -290,12 +241,12 @@ def _is_way(shares: np.ndarray, rests: np.ndarray, most: float) -> bool:
     return float(steps.max()) < MOST_STEP and float(steps.min()) > -MOST_BACK
 
 
-def _loses_contrast(views: Sequence[_View], shares: np.ndarray) -> bool:
+def _loses_contrast(views: Sequence[View], shares: np.ndarray) -> bool:
     """Whether frames between two are as dull as mixtures are; a picture that moves stays crisp."""
     mixed = (shares > MIXED[0]) & (shares < MIXED[1])
-    share, dull = shares[mixed], np.array([view.deviation for view in views[1:-1]])[mixed]
+    share, dull = shares[mixed], np.array([one.deviation for one in views[1:-1]])[mixed]
     one, other = views[0].deviation * (1 - share), views[-1].deviation * share
-    mixture = np.sqrt(one**2 + other**2 + 2 * _alike(views[0], views[-1]) * one * other)
+    mixture = np.sqrt(one**2 + other**2 + 2 * alike(views[0], views[-1]) * one * other)
     return float(np.median((one + other - dull) / (one + other - mixture))) > 0.5
 
 
@@ -303,11 +254,11 @@ def _inserted(small: Sequence[np.ndarray], jumps: Sequence[float], sure: float) 
     flags = [level >= sure for level in jumps]
     if sum(flags) < 2:  # what is left at the next look is that look's matter
         return [False] * len(flags)
-    base = _view(small[flags.index(True)])
+    base = view(small[flags.index(True)])
     return [False] * len(flags) if _only_lit(small, flags, base) else flags
 
 
-def _only_lit(small: Sequence[np.ndarray], flags: Sequence[bool], base: _View) -> bool:
+def _only_lit(small: Sequence[np.ndarray], flags: Sequence[bool], base: View) -> bool:
     first, last = flags.index(True), len(flags) - 1 - flags[::-1].index(True)
-    inside = [_view(small[index]) for index in range(first + 1, last + 1)]
-    return all(_brighter(view, base) for view in inside)
+    inside = [view(small[index]) for index in range(first + 1, last + 1)]
+    return all(brighter(one, base) for one in inside)

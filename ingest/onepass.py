@@ -17,12 +17,13 @@ import pyarrow as pa
 from ingest import planes
 from ingest.caption import Captions
 from ingest.clip import Prep, clip_id, payload_kind
-from ingest.cuts import SHOT_LINES_PX, CutFinder, cut_finder
+from ingest.cuts import CutFinder, cut_finder
 from ingest.decode import check_payload
 from ingest.duplicates import phash
 from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, base_row, source_row, to_table
+from ingest.looks import SHOT_LINES_PX
 from ingest.objects import SCHEME
 from ingest.reading import Reading
 from ingest.schema import captions_schema

@@ -15,7 +15,7 @@ import numpy as np
 
 from ingest import ffmpeg, planes
 from ingest.clip import Contract, Prep
-from ingest.cuts import SHOT_LINES_PX, shrunk
+from ingest.looks import SHOT_LINES_PX, shrunk
 from ingest.reading import Reading
 
 WIDTH, HEIGHT = 128, 72

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from ingest import ffmpeg, planes
 from ingest.clip import Contract, Prep, clip_id, played_s
-from ingest.cuts import NativeCutFinder, shrunk
+from ingest.cuts import NativeCutFinder
 from ingest.decode import check_payload, payload_frames
+from ingest.looks import shrunk
 from ingest.onepass import Held
 from ingest.rates import Pace, pace_of
 from ingest.reading import Reading

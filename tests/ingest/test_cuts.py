@@ -8,7 +8,8 @@ import pytest
 
 from ingest import planes
 from ingest.clip import Contract, Prep
-from ingest.cuts import CutFinder, NativeCutFinder, cut_finder, shrunk
+from ingest.cuts import CutFinder, NativeCutFinder, cut_finder
+from ingest.looks import shrunk
 from ingest.shots import WindowFinder
 from tests.ingest import splices
 
