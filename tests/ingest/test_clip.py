@@ -144,7 +144,7 @@ def test_contracts_in_words():
 COLUMNS = {
     view_schema: "clip_id shard offset length crc32 frame_count width height payload_kind "
     "fps_num fps_den caption label",
-    captions_schema: "clip_id producer payload_sha256 caption rank",
+    captions_schema: "clip_id producer payload_sha256 caption rank settings status message",
     ledger_schema: "unit_id kind id fate rule score threshold stage error_class message attempts "
     "duplicate_of source_uri source_sha256 source_bytes stream_index timebase_num timebase_den "
     "start_pts end_pts start_s end_s shot_index fps_num fps_den frame_count width height motion "
