@@ -1,0 +1,118 @@
+"""The passes that a recipe asks for: labels, embeddings, captioners in their order, then scorers.
+
+What looks at frames is loaded by its name, so that neither this process nor a worker of light passes loads a model's library.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ingest import caption_said, stage
+from ingest.caption import Captions
+from ingest.scorers import Scorers
+from ingest.sources import Source
+from ingest.stage import Kind, NotAStage
+from pipelines.passes import Pass, TableName
+
+LEARNED = {
+    "coca": "pipelines.clip_stages:Coca",
+    "tags": "pipelines.clip_stages:Tags",
+    "openai": "pipelines.openai:Endpoint",
+    "embeddings": "pipelines.clip_stages:Embeddings",
+    "text_match": "pipelines.clip_stages:TextMatch",
+    "aesthetic": "pipelines.clip_stages:Aesthetic",
+}
+
+
+def passes_of(
+    captions: Captions, scorers: Scorers | None = None, sources: Sequence[Source] = ()
+) -> tuple[Pass, ...]:
+    """Return the passes of a recipe, checked: nothing is looked at yet, and Ray is not needed.
+
+    `sources` are those that the run listed; what their listing said of them is what `manifest` says.
+    Raises stage.NotAStage, and what a caption file or weights that are not there raise.
+    """
+    captions.check()
+    wanted = scorers or Scorers()
+    listed = {source.printable_uri: source for source in sources}
+    found = _labels(listed)
+    embedded = "tags" in captions.captioners or any(isinstance(s, str) for s in wanted.scorers)
+    vectors = _embeddings(wanted) if embedded else None
+    found += [vectors] if vectors else []
+    for rank, one in enumerate(captions.captioners):
+        found.append(_captioner(one, rank, captions, listed, wanted, vectors))
+    found += [_scorer(one, wanted, vectors) for one in wanted.scorers if one != "embeddings"]
+    _refuse_doubles(found)
+    return tuple(found)
+
+
+def _labels(listed: Mapping[str, Source]) -> list[Pass]:
+    if not any(getattr(getattr(s, "said", None), "label", "") for s in listed.values()):
+        return []
+    made = caption_said.label(listed)
+    return [Pass(table="labels", make=lambda: made, stage=made)]
+
+
+def _captioner(
+    one: str | dict[str, Any],
+    rank: int,
+    captions: Captions,
+    listed: Mapping[str, Source],
+    scorers: Scorers,
+    vectors: Pass | None,
+) -> Pass:
+    how = {"rank": rank, "clean": captions.clean, "chained": not captions.several}
+    if not isinstance(one, str):
+        return _own(one, "captioner", "captions", **how)
+    said = {
+        "manifest": lambda: caption_said.manifest(listed),
+        "sidecar": lambda: caption_said.sidecar(captions, listed),
+        "name": lambda: caption_said.name(listed),
+    }
+    if one in said:
+        made = said[one]()
+        return Pass(table="captions", make=lambda: made, stage=made, **how)
+    settings: dict[str, Any] = {"config": getattr(captions, one)}
+    if one == "tags":
+        settings["weights"] = scorers.weights
+        how["vectors"] = vectors
+    return _pass(LEARNED[one], settings, "captioner", "captions", **how)
+
+
+def _embeddings(scorers: Scorers) -> Pass:
+    if not scorers.weights.model:
+        raise NotAStage("tags: needs the scorers' weights, an open_clip model with path and sha256")
+    settings = {"weights": scorers.weights, "frames": scorers.frames}
+    return _pass(LEARNED["embeddings"], settings, "embedder", "embeddings")
+
+
+def _scorer(one: str | dict[str, Any], scorers: Scorers, vectors: Pass | None) -> Pass:
+    if not isinstance(one, str):
+        return _own(one, "scorer", "scores")
+    settings: dict[str, Any] = {"weights": scorers.weights, "frames": scorers.frames}
+    if one == "aesthetic":
+        settings["head"] = scorers.aesthetic
+    return _pass(LEARNED[one], settings, "scorer", "scores", vectors=vectors)
+
+
+def _own(table: Mapping[str, Any], kind: Kind, name: TableName, **how: Any) -> Pass:
+    settings = {key: value for key, value in table.items() if key != "use"}
+    return _pass(table["use"], settings, kind, name, **how)
+
+
+def _pass(use: str, settings: Mapping[str, Any], kind: Kind, table: TableName, **how: Any) -> Pass:
+    make = partial(stage.load, use, dict(settings), kind)
+    return Pass(table=table, make=make, stage=make(), **how)
+
+
+def _refuse_doubles(passes: Sequence[Pass]) -> None:
+    """Two of one name would take each other's rows away at every run."""
+    seen: set[tuple[str, str]] = set()
+    for one in passes:
+        key = one.table, one.stage.name
+        if key in seen:
+            raise NotAStage(f"two stages of {one.table} are called {one.stage.name!r}; rename one")
+        seen.add(key)
+    names = [f.name for p in passes if p.table == "scores" for f in p.stage.scores]
+    if len(set(names)) < len(names):
+        raise NotAStage(f"two scorers give a score of one name, of {', '.join(sorted(names))}")
