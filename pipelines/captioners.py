@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ingest import caption_said, stage
-from ingest.caption import Captions
+from ingest.caption import SPOKEN, Captions
 from ingest.scorers import Scorers
 from ingest.sources import Source
 from ingest.stage import Kind, NotAStage
@@ -40,7 +40,17 @@ def passes_of(
     vectors = _embeddings(wanted) if embedded else None
     found += [vectors] if vectors else []
     for rank, one in enumerate(captions.captioners):
-        found.append(_captioner(one, rank, captions, listed, wanted, vectors))
+        how = {"rank": rank, "clean": captions.clean, "chained": not captions.several}
+        if one == "tags":
+            how |= {"vectors": vectors}
+        if isinstance(one, str) and one in SPOKEN:
+            found.append(_spoken(one, captions, listed, **how))
+        elif isinstance(one, str):
+            settings: dict[str, Any] = {"config": getattr(captions, one)}
+            settings |= {"weights": wanted.weights} if one == "tags" else {}
+            found.append(_pass(LEARNED[one], settings, "captioner", "captions", **how))
+        else:
+            found.append(_own(one, "captioner", "captions", **how))
     found += [_scorer(one, wanted, vectors) for one in wanted.scorers if one != "embeddings"]
     _refuse_doubles(found)
     return tuple(found)
@@ -53,30 +63,14 @@ def _labels(listed: Mapping[str, Source]) -> list[Pass]:
     return [Pass(table="labels", make=lambda: made, stage=made)]
 
 
-def _captioner(
-    one: str | dict[str, Any],
-    rank: int,
-    captions: Captions,
-    listed: Mapping[str, Source],
-    scorers: Scorers,
-    vectors: Pass | None,
-) -> Pass:
-    how = {"rank": rank, "clean": captions.clean, "chained": not captions.several}
-    if not isinstance(one, str):
-        return _own(one, "captioner", "captions", **how)
-    said = {
+def _spoken(one: str, captions: Captions, listed: Mapping[str, Source], **how: Any) -> Pass:
+    ways = {
         "manifest": lambda: caption_said.manifest(listed),
         "sidecar": lambda: caption_said.sidecar(captions, listed),
         "name": lambda: caption_said.name(listed),
     }
-    if one in said:
-        made = said[one]()
-        return Pass(table="captions", make=lambda: made, stage=made, **how)
-    settings: dict[str, Any] = {"config": getattr(captions, one)}
-    if one == "tags":
-        settings["weights"] = scorers.weights
-        how["vectors"] = vectors
-    return _pass(LEARNED[one], settings, "captioner", "captions", **how)
+    made = ways[one]()
+    return Pass(table="captions", make=lambda: made, stage=made, **how)
 
 
 def _embeddings(scorers: Scorers) -> Pass:

@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 
-from ingest.caption import Captions
+from ingest.caption import Captions, OpenAI
 from ingest.scorers import Scorers
 from ingest.stage import Needs
 from ingest.store import Dataset
 from pipelines.annotate import annotate
 from pipelines.annotator import Annotator, BadAnswers, middles
 from pipelines.captioners import passes_of
+from pipelines.openai import EndpointRefused
 from pipelines.passes import Pass
 from tests.ingest.stages_made import Brightness, Means, Shades
 from tests.pipelines.made_clips import Heard, made_clips, surroundings
+from tests.pipelines.test_openai import Server, completion
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 MADE = "tests.ingest.stages_made"
@@ -117,6 +119,24 @@ def test_costly_stages_share_actors_and_wrong_answers_are_failures(dataset):
     assert dataset.annotation("scores").num_rows == 6  # the older values stay
     with pytest.raises(BadAnswers, match="2 answers for 1 clips"):
         Annotator(TooMany, dataset.root)(dataset.kept_clips().slice(0, 1).to_pylist())
+
+
+def test_an_endpoint_that_refuses_ends_the_run_and_the_next_goes_on(dataset):
+    with Server.serving() as server:
+        openai = OpenAI(url=server.url, model="eyes", key_env="", concurrency=1)
+        passes = passes_of(Captions(captioners=("openai", "name"), openai=openai))
+        around = surroundings()
+        server.steps = [*[{"body": completion(f"caption {n}")} for n in range(4)], {"status": 401}]
+        with pytest.raises(EndpointRefused, match="the key is refused"):
+            annotate(dataset, passes, context=around, recorder=Heard())
+        dataset.refresh()
+        assert dataset.captions().num_rows == 4  # paid for, and kept
+        server.steps, before = [{"body": completion("at last")}], len(server.asked)
+        told = annotate(dataset, passes, context=around, recorder=Heard())
+    assert (told[0].made, told[0].unchanged, len(server.asked) - before) == (2, 4, 2)
+    dataset.refresh()
+    said = sorted(row["caption"] for row in dataset.kept_clips().to_pylist())
+    assert said == ["at last", "at last", *[f"caption {n}" for n in range(4)]]
 
 
 def test_frames_are_the_middles_of_equal_parts():
