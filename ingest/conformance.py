@@ -18,13 +18,15 @@ import numpy as np
 from ingest.clips import schema
 from ingest.stage import Failure, Kind, Objection, Seen, needs_of, problem_of
 
-NUM_CLIPS, FRAMES = 5, 16
+NUM_CLIPS, FRAMES, DIM = 5, 16, 512
 TOLERANCE = 1e-4  # batched arithmetic may differ in the last bits
 LENGTH_TOLERANCE = 1e-2
 
 
-def check(kind: Kind, stage: Any) -> tuple[str, ...]:
+def check(kind: Kind, stage: Any, *, dim: int = DIM) -> tuple[str, ...]:
     """Return every broken promise in a line, nothing for a stage that keeps them all.
+
+    A stage that reads embeddings is given some of `dim` numbers.
 
     Promised are the members of the protocol, answers of the right number and type without NaN,
     equal for equal clips whatever is beside them in a batch, equal in a copy as another process
@@ -42,12 +44,12 @@ def check(kind: Kind, stage: Any) -> tuple[str, ...]:
             return tuple(_detects(stage, twin))
         if kind == "keep_rule":
             return tuple(_rules(stage, twin))
-        return tuple(_answers(stage, twin, _checks(kind, stage)))
+        return tuple(_answers(stage, twin, made_clips(stage, dim=dim), _checks(kind, stage)))
     except Exception as error:  # noqa: BLE001  as above
         return (f"raises {type(error).__name__}: {error}",)
 
 
-def made_clips(stage: Any = None) -> list[Seen]:
+def made_clips(stage: Any = None, *, dim: int = DIM) -> list[Seen]:
     """Return clips of several sizes and rates with all the facts that a stage may ask for."""
     wanted = needs_of(stage).frames
     count = FRAMES if wanted == "all" else wanted
@@ -63,23 +65,22 @@ def made_clips(stage: Any = None) -> list[Seen]:
                 clip_id=f"{number:064x}",
                 frames_THWC=frames_THWC,
                 fps=(16.0, 23.976, 60.0)[number % 3],
-                facts=_facts(number, width, height, random),
+                facts=_facts(number, (height, width), random.normal(size=dim)),
             )
         )
     return clips
 
 
-def _facts(number: int, width: int, height: int, random: np.random.Generator) -> dict[str, Any]:
+def _facts(number: int, size: tuple[int, int], vector: np.ndarray) -> dict[str, Any]:
     facts: dict[str, Any] = dict.fromkeys(schema().names)
-    vector = random.normal(size=512)
     return facts | {
         "clip_id": f"{number:064x}",
         "source_uri": f"/videos/two dogs {number}.mp4",
         "start_s": 5.0 * number,
         "end_s": 5.0 * number + 5,
         "frame_count": FRAMES,
-        "width": width,
-        "height": height,
+        "width": size[1],
+        "height": size[0],
         "fps_num": 16,
         "fps_den": 1,
         "motion": 0.1 * number,
@@ -91,8 +92,7 @@ def _facts(number: int, width: int, height: int, random: np.random.Generator) ->
     }
 
 
-def _answers(stage: Any, twin: Any, wrong: Callable[[Any], str]) -> list[str]:
-    clips = made_clips(stage)
+def _answers(stage: Any, twin: Any, clips: list[Seen], wrong: Callable[[Any], str]) -> list[str]:
     before = [(clip.frames_THWC.copy(), copy.deepcopy(dict(clip.facts))) for clip in clips]
     whole = list(stage(clips))
     if len(whole) != len(clips):

@@ -204,7 +204,7 @@ def problem_of(stage: Any, kind: Kind) -> str:
     try:
         digest_of(dict(stage.settings()))
     except Exception as error:  # noqa: BLE001  somebody else's code may raise anything
-        return f"{wanted}: settings() gives no plain JSON values ({type(error).__name__}: {error})"
+        return f"its settings(): {type(error).__name__}: {error}"
     if not isinstance(needs_of(stage), Needs):
         return f"{wanted}: its `needs` is no ingest.stage.Needs"
     return _own_problem(stage, kind, wanted)

@@ -18,7 +18,7 @@ from pipelines.annotations import Writer
 from pipelines.annotator import Annotator, Answer, annotate_batch
 from pipelines.answers import rows_of
 from pipelines.context import Context
-from pipelines.due import Due, due
+from pipelines.due import Due, demote, due
 from pipelines.passes import Pass
 
 FAILURES_SHOWN = 5
@@ -75,6 +75,10 @@ def annotate(
     Raises what makes every clip fail (a refused key, an endpoint that is down), after committing what is
     finished; tables.NotOurs, StorageError.
     """
+    names = {one.stage.name for one in passes if one.table == "captions"}
+    if names and not context.stop.requested:
+        dataset.refresh()
+        demote(dataset, names)
     spoken: set[str] = set()
     told = []
     for one in passes:

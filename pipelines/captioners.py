@@ -47,7 +47,8 @@ def passes_of(
             found.append(_spoken(one, captions, listed, **how))
         elif isinstance(one, str):
             settings: dict[str, Any] = {"config": getattr(captions, one)}
-            settings |= {"weights": wanted.weights} if one == "tags" else {}
+            if one == "tags":
+                settings |= {"weights": wanted.weights, "words": _words(captions)}
             found.append(_pass(LEARNED[one], settings, "captioner", "captions", **how))
         else:
             found.append(_own(one, "captioner", "captions", **how))
@@ -71,6 +72,15 @@ def _spoken(one: str, captions: Captions, listed: Mapping[str, Source], **how: A
     }
     made = ways[one]()
     return Pass(table="captions", make=lambda: made, stage=made, **how)
+
+
+def _words(captions: Captions) -> tuple[str, ...]:
+    """Return the words of the vocabulary; read here, for the file need not be on every worker."""
+    path = captions.tags.vocabulary
+    if path is None:
+        raise NotAStage("tags: needs tags.vocabulary, a file of words, one a line")
+    lines = (line.strip() for line in path.read_text("utf-8").splitlines())
+    return tuple(line for line in lines if line)
 
 
 def _embeddings(scorers: Scorers) -> Pass:

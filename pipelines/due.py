@@ -11,7 +11,7 @@ import pyarrow as pa
 from ingest.clip import digest_of
 from ingest.columns import among
 from ingest.refs import ANNOTATED
-from ingest.restate import Key, key_of
+from ingest.restate import Key, key_of, restate
 from ingest.schema import ANNOTATIONS, FAILED, conformed
 from ingest.stage import decided
 from ingest.store import Dataset
@@ -19,6 +19,7 @@ from pipelines.passes import Pass
 
 Row = dict[str, Any]
 SLICE = 1024
+DEMOTED = 1000  # ranks from here on are of captioners that the latest recipe does not name
 # What tells whether a row holds: not the words, and not the vectors, which may be gigabytes.
 TELLING = ("clip_id", "producer", "payload_sha256", "settings", "rank", "status", "name")
 
@@ -66,10 +67,11 @@ def due(dataset: Dataset, one: Pass, *, skip: Collection[str] = ()) -> Due:
         held[row["clip_id"]].append(row)
     for start in range(0, clips.num_rows, SLICE):
         for index, facts in enumerate(clips.slice(start, SLICE).to_pylist(), start):
+            mine = held.get(facts["clip_id"], [])
             if facts["clip_id"] in skip:
-                found.counts["skipped"] += 1
+                judge.skip(mine)
             else:
-                judge.look(index, facts, held.get(facts["clip_id"], []))
+                judge.look(index, facts, mine)
     if one.vectors is not None:
         _take_vectors(dataset, one.vectors, found)
     # Neighbours in a shard are read one after the other.
@@ -87,11 +89,18 @@ class _Judge:
         self._per_clip = hasattr(one.stage, "decides")
         self._num_rows = len(one.stage.scores) if one.table == "scores" else 1
 
+    def skip(self, mine: list[Row]) -> None:
+        """Ask nothing of a clip; what was said of it keeps its place behind what is preferred now."""
+        self._found.counts["skipped"] += 1
+        self._keep(mine, [])
+
     def look(self, index: int, facts: Row, mine: list[Row]) -> None:
+        """Say whether a clip is to do, and what becomes of its rows."""
         try:
             told = decided(self._pass.stage, facts)
         except LookupError:  # nobody here knows; what was said stays
             self._note("unchanged" if mine else "silent", facts, mine)
+            self._keep(mine, [])
             return
         if told is None:
             self._note("silent", facts, [])
@@ -118,12 +127,12 @@ class _Judge:
     def _keep(self, current: list[Row], others: list[Row]) -> None:
         """Leave current rows, but for their place in the order of preference, and drop older ones."""
         moved = [row for row in current if "rank" in row and row["rank"] != self._pass.rank]
+        moved = [row for row in moved if key_of("captions", row) in self._texts]
         rows = [
             row | {"rank": self._pass.rank, "caption": self._texts[key_of("captions", row)]}
             for row in moved
-            if key_of("captions", row) in self._texts
         ]
-        self._settle(rows, [*others, *(moved if rows else [])])
+        self._settle(rows, [*others, *moved])
 
     def _settle(self, rows: list[Row], held: list[Row]) -> None:
         if held:
@@ -163,6 +172,23 @@ def _texts(dataset: Dataset, one: Pass) -> dict[Key, str]:
     rows = _columns(dataset, "captions", (*TELLING, "caption"))
     mine = among(rows.column("producer"), [one.producer]) & ~among(rows.column("rank"), [one.rank])
     return {key_of("captions", r): r["caption"] for r in rows.filter(pa.array(mine)).to_pylist()}
+
+
+def demote(dataset: Dataset, names: Collection[str]) -> None:
+    """Put captions of stages that are not among `names` behind all others; they were paid for, and stay.
+
+    Only those that a pass made: what people stated in a file keeps its place.
+    """
+    rows = _columns(dataset, "captions", (*TELLING, "caption", "message"))
+    others = [
+        name
+        for name in rows.column("producer").unique().to_pylist()
+        if name.partition("/")[0] not in names
+    ]
+    mine = among(rows.column("producer"), others) & rows.column("settings").is_valid().to_numpy()
+    mine &= rows.column("rank").to_numpy() < DEMOTED
+    behind = [r | {"rank": r["rank"] + DEMOTED} for r in rows.filter(pa.array(mine)).to_pylist()]
+    restate(dataset, "captions", behind)
 
 
 def _take_vectors(dataset: Dataset, made_by: Pass, found: Due) -> None:

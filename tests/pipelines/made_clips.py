@@ -2,8 +2,11 @@
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from cluster.interrupt import Interrupt
 from cluster.session import Cluster
@@ -27,7 +30,13 @@ def payload(number: int, *, px: int = 64, frames: int = 80) -> bytes:
 
 
 def made_clips(
-    root: Path, videos: Path, *, sources: int = 3, clips: int = 2, frames: int = 80
+    root: Path,
+    videos: Path,
+    *,
+    sources: int = 3,
+    clips: int = 2,
+    frames: int = 80,
+    picture: Callable[[int], np.ndarray] | None = None,
 ) -> Dataset:
     """Clips of sources `<videos>/red car 0.mp4` ..., whose files exist and are empty."""
     videos.mkdir(parents=True, exist_ok=True)
@@ -52,7 +61,10 @@ def made_clips(
                 base | {"kind": "source", "id": source, "num_candidates": clips, "num_kept": clips}
             )
             for index in range(clips):
-                data = payload(number * clips + index, frames=frames)
+                if picture:
+                    data = encode_video(picture(number * clips + index), 16, lossless=False)
+                else:
+                    data = payload(number * clips + index, frames=frames)
                 row = base | CLOCK | SHAPE | {
                     "kind": "clip", "id": digest(f"{number} {index}"), "height": 64, "frame_count": frames,
                     "start_pts": 80 * index, "end_pts": 80 * index + 80, "shot_index": index,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ingest.annotate import annotate_file
 from ingest.caption import Captions
 from ingest.caption_clean import Clean
 from ingest.purge import purge
@@ -106,6 +107,36 @@ def test_the_order_of_preference_can_change_alone(place):
     assert [one.made for one in told.values()] == [0, 0]
     assert said(dataset)[2] == ("red car", "name")
     assert dataset.captions().num_rows == 8
+
+
+def test_the_recipe_of_now_decides_whatever_was_said_before(place):
+    videos, dataset = place
+    (videos / "red car 1.txt").write_text("dogs")
+    dogs, car = ("dogs", "sidecar"), ("red car", "name")
+    for captioners, expected in (
+        (("name", "sidecar"), car),
+        (("sidecar", "name"), dogs),
+        (("name", "sidecar"), car),
+        (("sidecar",), dogs),
+        (("name",), car),
+        (("sidecar", "name"), dogs),
+    ):
+        told = run(dataset, Captions(captioners=captioners))
+        dataset.refresh()
+        assert said(dataset)[2] == expected, captioners
+        fresh = dataset.captions().to_pylist()
+        assert len({(row["clip_id"], row["producer"]) for row in fresh}) == len(fresh)
+    assert sum(one.made for one in told.values()) == 0  # nothing was lost on the way
+
+
+def test_what_people_stated_in_a_file_is_never_demoted(place, tmp_path):
+    _videos, dataset = place
+    clip = dataset.kept_clips().column("clip_id").to_pylist()[0]
+    (tmp_path / "said.csv").write_text(f"clip_id,caption\n{clip},by hand\n")
+    annotate_file(dataset, tmp_path / "said.csv", name="captions")
+    run(dataset, Captions(captioners=("name",)))
+    dataset.refresh()
+    assert dataset.kept_clips().to_pylist()[0]["caption"] == "by hand"
 
 
 def test_clean_up_can_refuse_and_the_next_is_asked(place):
