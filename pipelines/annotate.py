@@ -5,6 +5,7 @@ decodes no source, a changed side file changes its own clips. What is finished i
 """
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pipelines.due import Due, demote, due
 from pipelines.passes import Pass
 
 FAILURES_SHOWN = 5
+TELL_EVERY_S = 0.5
 
 
 class Teller(Protocol):
@@ -126,22 +128,26 @@ class _Round:
     def _work(self, found: Due, writer: Writer, spoken: set[str]) -> None:
         stage = f"annotate: {self._pass.producer}"
         self._recorder.stage(f"{self._pass.producer}: {len(found)} of {found.clips} clips to do")
+        told_s = 0.0
         for index, answer in self._answers(found):
-            rows = rows_of(self._pass, found.facts(index), found.wanted[index], answer)
+            facts = found.facts(index)
+            rows = rows_of(self._pass, facts, found.wanted[index], answer)
             self._rules.update(rows.rules)
             held = found.held.get(index, set())
             if rows.failure is None:
                 writer.add(rows.rows, held)
                 self._counts["made"] += 1
                 if self._pass.chained:
-                    spoken.add(found.facts(index)["clip_id"])
+                    spoken.add(facts["clip_id"])
             else:
-                self._failed(found.facts(index), rows.failure)
+                self._failed(facts, rows.failure)
                 if not held:  # what was said before stays: a failure takes nothing away
                     writer.add(rows.rows, held)
             self._done += 1
             writer.commit_due()
-            self._recorder.progress(self._done, len(found), stage=stage)
+            if self._done == len(found) or time.monotonic() - told_s >= TELL_EVERY_S:
+                told_s = time.monotonic()
+                self._recorder.progress(self._done, len(found), stage=stage)
 
     def _failed(self, facts: Mapping[str, Any], failure: Failure) -> None:
         self._counts["failed"] += 1

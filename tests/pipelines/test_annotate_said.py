@@ -1,6 +1,7 @@
 """Passes over what people said: no Ray, no frames; a changed text changes its own clips."""
 
 import shutil
+import tomllib
 from dataclasses import dataclass
 
 import pytest
@@ -9,9 +10,11 @@ from ingest.annotate import annotate_file
 from ingest.caption import Captions
 from ingest.caption_clean import Clean
 from ingest.purge import purge
+from ingest.scorers import Scorers
 from ingest.sources import Source
 from ingest.stage import NotAStage
 from ingest.store import Dataset
+from jobs import config
 from pipelines.annotate import annotate
 from pipelines.captioners import passes_of
 from tests.pipelines.made_clips import Heard, made_clips, surroundings
@@ -222,3 +225,40 @@ def test_recipes_that_cannot_be(tmp_path):
         passes_of(Captions(captioners=("tags",)))
     with pytest.raises(FileNotFoundError):
         passes_of(Captions(caption_file=tmp_path / "absent"))
+
+
+def test_in_an_object_store(bucket, tmp_path):
+    dataset = made_clips(bucket, tmp_path / "videos", sources=2, clips=1, frames=16)
+    (tmp_path / "videos" / "red car 1.txt").write_text("dogs")
+    assert run(dataset, Captions())["sidecar/v1"].made == 1
+    (tmp_path / "videos" / "red car 1.txt").write_text("cats")
+    assert run(Dataset.open(bucket), Captions())["sidecar/v1"].made == 1
+    assert said(Dataset.open(bucket)) == [("red car", "name"), ("cats", "sidecar")]
+
+
+def test_a_recipe_in_words(tmp_path):
+    (tmp_path / "words").write_text("a\n")
+    table = tomllib.loads(
+        """
+        captioners = ["manifest", {use = "tests.ingest.stages_made:Shades", prompt = "{shade}"}, "openai"]
+        several = true
+        clean = {scripts = ["latin"], max_chars = 300}
+        openai = {url = "http://127.0.0.1:8000/v1", model = "eyes", requests_a_minute = 60}
+        """
+    )
+    captions = config.build(Captions, table, name="recipe")
+    made = passes_of(captions)
+    assert [(one.producer, one.rank, one.chained) for one in made] == [
+        ("manifest/v1", 0, False), ("shades/v1", 1, False), ("openai/v1", 2, False)
+    ]  # fmt: skip
+    assert made[1].stage.prompt == "{shade}"
+    assert len({one.settings for one in made}) == 3
+    with pytest.raises(
+        config.ConfigError, match=r"openai\.promt: unknown key; did you mean openai\.prompt"
+    ):
+        config.build(Captions, {"openai": {"promt": "x"}}, name="recipe")
+    with pytest.raises(config.ConfigError, match="oracle"):
+        config.build(Captions, {"captioners": ["oracle"]}, name="recipe")
+    scorers = {"scorers": ["embeddings"], "weights": {"model": "ViT-B-32"}}
+    with pytest.raises(config.ConfigError, match="path and sha256, or a tag"):
+        config.build(Scorers, scorers, name="recipe")
