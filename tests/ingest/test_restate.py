@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+from ingest.annotate import annotate_file
 from ingest.purge import purge
 from ingest.restate import key_of, restate
 from ingest.schema import captions_schema
@@ -47,3 +48,12 @@ def test_an_older_table_and_what_was_taken_down(tmp_path):
     assert sorted(r["clip_id"] for r in dataset.captions().to_pylist()) == sorted(
         r["clip_id"] for r in rows[1:]
     )
+
+
+def test_a_file_of_captions_corrects_itself_in_an_older_table(tmp_path):
+    dataset = made(tmp_path / "d", sources=1, clips=1)
+    clip = dataset.kept_clips().column("clip_id").to_pylist()[0]
+    for words in ("first", "second"):
+        (tmp_path / "said.csv").write_text(f"clip_id,caption\n{clip},{words}\n")
+        annotate_file(dataset, tmp_path / "said.csv", name="captions")
+    assert Dataset.open(dataset.root).kept_clips().to_pylist()[0]["caption"] == "second"

@@ -150,3 +150,27 @@ def test_a_stopped_run_leaves_the_rest(dataset):
     around.stop.requested = True
     assert annotate(dataset, passes_of(Captions()), context=around, recorder=Heard()) == []
     assert dataset.captions().num_rows == 0
+
+
+class Stopping(Brightness):
+    """Asks for an end with its second batch."""
+
+    needs = Needs(frames=1, batch_clips=2, inline=True)
+
+    def __init__(self, stop) -> None:
+        self._stop, self._batches = stop, 0
+
+    def __call__(self, clips):
+        self._batches += 1
+        self._stop.requested = self._batches == 2
+        return super().__call__(clips)
+
+
+def test_a_stop_keeps_what_is_finished(dataset):
+    around = surroundings()
+    one = Pass(table="scores", make=lambda: Stopping(around.stop), stage=Stopping(around.stop))
+    (told,) = annotate(dataset, [one], context=around, recorder=Heard())
+    assert (told.clips, told.made, told.left) == (6, 4, 2)
+    around.stop.requested = False
+    (told,) = annotate(dataset, [one], context=around, recorder=Heard())
+    assert (told.unchanged, told.made, told.left) == (4, 2, 0)
