@@ -18,7 +18,7 @@ from ingest.schema import ANNOTATIONS
 from ingest.sheets import lines
 from ingest.sources import sha256_file
 from ingest.store import Dataset, ReadOnly, now
-from ingest.upkeep import merge_update
+from ingest.upkeep import merge_update, widen
 
 Name = Literal["labels", "captions", "rights"]
 VALUES: Mapping[str, tuple[str, ...]] = {
@@ -200,7 +200,7 @@ def _words(
     fresh, changed = [], []
     for row, clip in said.values():
         full = {**clip, **who, **row.values}
-        wanted = {column: full[column] for column in columns}
+        wanted = {column: full.get(column) for column in columns}
         known = before.get(tuple(wanted[k] for k in key.split(",")))
         if known is None:
             fresh.append(wanted)
@@ -244,4 +244,5 @@ def _write(
         columns = key.split(",")
         update = [column for column in make().names if column not in columns]
         rows = pa.Table.from_pylist(changed, schema=make())
+        widen(table, make())
         merge_update(table, rows, on={name: name for name in columns}, update=update)

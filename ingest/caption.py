@@ -1,4 +1,4 @@
-"""Captions that people already wrote: a file beside the video, rows of a JSON Lines file, its name.
+"""Captions: which captioners are asked, and what people already wrote in files beside the videos.
 
 The first captioner that has something to say gives the clip's caption; who said it is stored.
 """
@@ -6,16 +6,19 @@ The first captioner that has something to say gives the clip's caption; who said
 import json
 import re
 import unicodedata
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol
 
+from ingest.caption_clean import CAPTION_CHARS, Clean
 from ingest.clip import digest_of
 from ingest.ledger import printable
+from ingest.scorers import OWN, ClipWeights
 
-CAPTION_CHARS = 2000
+SPOKEN = ("manifest", "sidecar", "name")  # what people said; no frame is looked at
+LEARNED = ("coca", "openai", "tags")
 SIDECAR_BYTES = 1 << 20
 _BREAKS = re.compile(r"[\W_]+", re.UNICODE)
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -31,26 +34,107 @@ class Caption:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Captions:
-    """Which captioners to ask, in order; `caption_file` answers for `sidecar` before the sidecar.
+class Coca:
+    """A CoCa model of open_clip that captions `frames` of a clip and takes the caption nearest to it."""
 
-    Its rows are {"video": file name, "caption": text} with optional "start_s" and "end_s".
+    weights: ClipWeights = field(default_factory=ClipWeights)
+    frames: int = 1
+    num_beams: int = 4
+    min_tokens: int = 5
+    max_tokens: int = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tags:
+    """Words of a vocabulary (a file, one a line) that are nearest to the embedding of a clip.
+
+    The caption is `form` with {} for the `count` nearest words, commas between; those whose cosine
+    is below `min_cosine` are left out. The model is that of the scorers' embeddings.
     """
 
-    captioners: tuple[Literal["sidecar", "name"], ...] = ("sidecar", "name")
-    caption_file: Path | None = None
+    vocabulary: Path | None = None
+    count: int = 3
+    min_cosine: float = -1.0
+    template: str = "a video of {}"
+    form: str = "{}"
 
     def __post_init__(self) -> None:
-        """Refuse a captioner that does not exist."""
-        for name in self.captioners:
-            if name not in CAPTIONERS:
-                raise ValueError(
-                    f"captioner {name!r} is unknown; there are {', '.join(CAPTIONERS)}"
-                )
+        """Check the texts with a place in them."""
+        if "{}" not in self.template or "{}" not in self.form or self.count < 1:
+            raise ValueError("tags: template and form must hold {}, count is at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenAI:
+    """A vision endpoint that speaks OpenAI's chat completions, such as a vLLM server's.
+
+    `url` is the base ("https://host/v1"). The key is read from the environment variable `key_env` of
+    the worker and written nowhere; "" sends none. `frames` go as JPEG, `frame_px` on the long side.
+    `requests_a_minute` = 0 means as many as `concurrency` allows. A request that fails `attempts`
+    times is that clip's failure; `give_up_after` of those in a row end the run.
+    """
+
+    url: str = ""
+    model: str = ""
+    prompt: str = "Describe this video in one sentence."
+    key_env: str = "OPENAI_API_KEY"
+    frames: int = 4
+    frame_px: int = 512
+    jpeg_quality: int = 90
+    max_tokens: int = 200
+    temperature: float = 0.0
+    concurrency: int = 8
+    requests_a_minute: float = 0.0
+    timeout_s: float = 120.0
+    attempts: int = 6
+    max_wait_s: float = 60.0
+    give_up_after: int = 20
+
+    def __post_init__(self) -> None:
+        """Check counts and times."""
+        if min(self.frames, self.frame_px, self.concurrency, self.attempts, self.give_up_after) < 1:
+            raise ValueError(
+                "openai: frames, frame_px, concurrency, attempts, give_up_after at least 1"
+            )
+        if min(self.timeout_s, self.max_wait_s) <= 0 or self.requests_a_minute < 0:
+            raise ValueError(
+                "openai: timeout_s and max_wait_s above 0, requests_a_minute at least 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Captions:
+    """Which captioners to ask, in order; a later one is asked for clips that the earlier left without.
+
+    With `several` each is asked for every clip, and the first in order is preferred. One of your own
+    is a table `{use = "package.module:Class", ...}` with its constructor's keys (see ingest.stage).
+    `caption_file` answers for `sidecar` before the sidecar; its rows are {"video": file name,
+    "caption": text} with optional "start_s" and "end_s".
+    """
+
+    captioners: tuple[str | dict[str, Any], ...] = SPOKEN
+    caption_file: Path | None = None
+    several: bool = False
+    clean: Clean = field(default_factory=Clean)
+    coca: Coca = field(default_factory=Coca)
+    openai: OpenAI = field(default_factory=OpenAI)
+    tags: Tags = field(default_factory=Tags)
+
+    def __post_init__(self) -> None:
+        """Refuse a captioner that does not exist, or is named twice."""
+        built_in = (*SPOKEN, *LEARNED)
+        for one in self.captioners:
+            if isinstance(one, str) and one not in built_in:
+                raise ValueError(f"captioner {one!r} is unknown; there are {', '.join(built_in)}")
+            if not isinstance(one, str) and not isinstance(one.get("use"), str):
+                raise ValueError(OWN)  # noqa: TRY004 - bad data, no bug
+        named = [one for one in self.captioners if isinstance(one, str)]
+        if len(set(named)) < len(named):
+            raise ValueError(f"captioners: {', '.join(named)}: one is named twice")
 
     def digest(self) -> str:
         """Return the hex sha256 of the settings."""
-        return digest_of(asdict(self) | {"caption_file": str(self.caption_file or "")})
+        return digest_of(_plain(asdict(self)))
 
     def check(self) -> None:
         """Read the caption file once; raises FileNotFoundError, or ValueError naming the line."""
@@ -60,10 +144,30 @@ class Captions:
     def caption(self, video: Path, start_s: float, end_s: float) -> Caption | None:
         """Return the caption of clip [start_s, end_s) of a video, or None when nobody has one."""
         for rank, name in enumerate(self.captioners):
-            text = clean(CAPTIONERS[name](self, video, start_s, end_s))
+            if name not in ("sidecar", "name"):  # the others look at clips that are stored
+                continue
+            ask = self.beside if name == "sidecar" else named
+            text = self.clean.apply(ask(video, start_s, end_s)).text
             if text:
                 return Caption(text=text, producer=f"{name}/v1", rank=rank)
         return None
+
+    def beside(self, video: Path, start_s: float, end_s: float) -> str:
+        """Return what the caption file, or else a .txt or .json beside the video, says of a clip; "" for nothing."""
+        if self.caption_file is not None:
+            text = best_row(_rows(self.caption_file).get(video.name, ()), start_s, end_s)
+            if text:
+                return text
+        for path in (video.with_suffix(".txt"), video.with_suffix(".json")):
+            try:
+                with path.open("rb") as file:
+                    raw = file.read(SIDECAR_BYTES).decode("utf-8", "replace")
+            except (OSError, ValueError):  # ValueError: a name with a null character
+                continue
+            text = raw if path.suffix == ".txt" else _from_json(raw)
+            if text.strip():
+                return text
+        return ""
 
 
 def clean(text: str) -> str:
@@ -71,23 +175,6 @@ def clean(text: str) -> str:
     # File names of some systems come decomposed; a prompt typed by a person would not match them.
     whole = unicodedata.normalize("NFC", printable(text))
     return " ".join(whole.split())[:CAPTION_CHARS].rstrip()
-
-
-def _sidecar(captions: Captions, video: Path, start_s: float, end_s: float) -> str:
-    if captions.caption_file is not None:
-        text = _best_row(_rows(captions.caption_file).get(video.name, ()), start_s, end_s)
-        if text:
-            return text
-    for beside in (video.with_suffix(".txt"), video.with_suffix(".json")):
-        try:
-            with beside.open("rb") as file:
-                raw = file.read(SIDECAR_BYTES).decode("utf-8", "replace")
-        except OSError:
-            continue
-        text = raw if beside.suffix == ".txt" else _from_json(raw)
-        if text.strip():
-            return text
-    return ""
 
 
 def _from_json(raw: str) -> str:
@@ -99,15 +186,10 @@ def _from_json(raw: str) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _name(_captions: Captions, video: Path, _start_s: float, _end_s: float) -> str:
+def named(video: Path, _start_s: float, _end_s: float) -> str:
+    """Return what the name of a video says, in small letters and without numbers; "" for nothing."""
     words = _BREAKS.sub(" ", _CAMEL.sub(" ", printable(video.stem))).split()
     return " ".join(word.lower() for word in words if not word.isdigit())
-
-
-CAPTIONERS: dict[str, Callable[[Captions, Path, float, float], str]] = {
-    "sidecar": _sidecar,
-    "name": _name,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,12 +199,41 @@ class _Row:
     text: str
 
 
-def _best_row(rows: tuple[_Row, ...], start_s: float, end_s: float) -> str:
-    def overlap_s(row: _Row) -> float:
+class Timed(Protocol):
+    """A text that holds from when to when."""
+
+    @property
+    def text(self) -> str:
+        """What is said."""
+        ...
+
+    @property
+    def start_s(self) -> float:
+        """From when."""
+        ...
+
+    @property
+    def end_s(self) -> float:
+        """To when, exclusive; may be infinite."""
+        ...
+
+
+def best_row(rows: Sequence[Timed], start_s: float, end_s: float) -> str:
+    """Return the text that overlaps a period most, the first of equal ones; "" where none does."""
+
+    def overlap_s(row: Timed) -> float:
         return min(row.end_s, end_s) - max(row.start_s, start_s)
 
     best = max(rows, key=overlap_s, default=None)
     return best.text if best is not None and overlap_s(best) > 0 else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _rows(path: Path) -> dict[str, tuple[_Row, ...]]:

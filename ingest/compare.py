@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.columns import Column, among, flags
-from ingest.schema import SCORES, conformed, ledger_schema
+from ingest.schema import FAILED, SCORES, conformed, ledger_schema
 from ingest.store import Dataset
 
 MAX_LISTED = 100
@@ -125,6 +125,8 @@ def _sources(dataset: Dataset) -> Column:
 
 def _said(clips: pa.Table, said: pa.Table, text: str, order: list[str]) -> Column:
     """Return for each clip the first text, in that order, that is bound to its payload; else ""."""
+    if "status" in said.schema.names:  # a caption that failed is none
+        said = said.filter(pa.array(~among(said.column("status"), [FAILED])))
     at = _index(said.column("clip_id"), clips.column("id"))
     said = said.append_column("at", pa.array(at)).filter(pa.array(at >= 0))
     payloads = clips.column("payload_sha256").take(said.column("at"))

@@ -35,8 +35,8 @@ class Batch:
     """
 
     clip_ids: list[str]
-    frames_BTHWC: torch.Tensor  # noqa: N815 - letters of the shape
-    low_BTHWC: torch.Tensor  # noqa: N815
+    frames_BTHWC: torch.Tensor
+    low_BTHWC: torch.Tensor
     latents: torch.Tensor
     captions: list[str]
     labels: list[str]

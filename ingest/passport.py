@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ingest import clips
 from ingest.clip import Contract, Prep
-from ingest.schema import ledger_schema
+from ingest.schema import FAILED, ledger_schema
 from ingest.select import Selection
 from ingest.store import Dataset
 
@@ -145,7 +145,8 @@ def _said(dataset: Dataset, chosen: pa.Table) -> dict[str, pa.Array]:
         is_said = [key in wanted for key in table.column(by[0]).to_pylist()]
         found: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
         for row in table.filter(pa.array(is_said, pa.bool_())).to_pylist():
-            found[tuple(row[key] for key in by)].append({key: row[key] for key in shown})
+            if row.get("status") != FAILED:
+                found[tuple(row[key] for key in by)].append({key: row[key] for key in shown})
         keys = zip(*(chosen.column(key).to_pylist() for key in by), strict=True)
         columns[name] = pa.array([_as_text(found.get(key, [])) for key in keys], pa.utf8())
     return columns

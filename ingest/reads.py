@@ -62,8 +62,8 @@ class Clip(NamedTuple):
 class Arrays:
     """What a batch is read into; what is not read has no elements."""
 
-    high_BTHWC: np.ndarray  # noqa: N815 - letters of the shape
-    low_BTHWC: np.ndarray  # noqa: N815
+    high_BTHWC: np.ndarray
+    low_BTHWC: np.ndarray
     latents: np.ndarray
 
 

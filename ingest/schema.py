@@ -130,19 +130,50 @@ def ledger_schema() -> pa.Schema:
 
 
 def captions_schema() -> pa.Schema:
-    """Return the columns of annotations/captions; a caption is bound to the payload it is of."""
+    """Return the columns of annotations/captions; a caption is bound to the payload it is of.
+
+    A row whose status is "failed" has an empty caption, which counts as none, and says why. Without
+    settings it is tried again by the next run that wants it.
+    """
     return pa.schema(
         [
             *_bound(),
             _field("caption", pa.utf8(), required=True),
             _field("rank", pa.int32(), required=True, direction="lower"),
+            _settings(),
+            _field("status", pa.utf8(), range="ok | failed; null = ok"),
+            _field("message", pa.utf8()),
         ]
     )
 
 
 def labels_schema() -> pa.Schema:
     """Return the columns of annotations/labels: the class of a clip, as in UCF-101."""
-    return pa.schema([*_bound(), _field("label", pa.utf8(), required=True)])
+    return pa.schema([*_bound(), _field("label", pa.utf8(), required=True), _settings()])
+
+
+def scores_schema() -> pa.Schema:
+    """Return the columns of annotations/scores: what a scorer measured; null where it could not."""
+    return pa.schema(
+        [
+            *_bound(),
+            _settings(),
+            _field("name", pa.utf8(), required=True, range="a column of clips"),
+            _field("value", pa.float64()),
+        ]
+    )
+
+
+def embeddings_schema() -> pa.Schema:
+    """Return the columns of annotations/embeddings: one vector of length 1 for each clip."""
+    return pa.schema(
+        [
+            *_bound(),
+            _settings(),
+            _field("dim", pa.int32(), required=True),
+            _field("vector", pa.binary(), required=True, unit="dim float16, little-endian"),
+        ]
+    )
 
 
 def latents_schema() -> pa.Schema:
@@ -224,6 +255,10 @@ def _bound() -> list["pa.Field[Any]"]:
     ]
 
 
+def _settings() -> "pa.Field[Any]":
+    return _field("settings", pa.utf8(), unit="hex digest of all that decided the content")
+
+
 def _location(*, required: bool = False) -> list["pa.Field[Any]"]:
     return [
         _field("shard", pa.utf8(), required=required, unit="path below the dataset"),
@@ -233,11 +268,15 @@ def _location(*, required: bool = False) -> list["pa.Field[Any]"]:
     ]
 
 
+FAILED = "failed"  # the status of a caption that could not be made
+
 # Which annotation has which columns, and the columns whose values together are a row's key.
 BOUND_KEY = "clip_id,producer,payload_sha256"
 ANNOTATIONS = {
     "captions": (captions_schema, BOUND_KEY),
     "labels": (labels_schema, BOUND_KEY),
+    "scores": (scores_schema, f"{BOUND_KEY},name"),
+    "embeddings": (embeddings_schema, BOUND_KEY),
     "latents": (latents_schema, BOUND_KEY),
     "rights": (rights_schema, "source_sha256,producer,at"),
 }

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import QueryBuilder, write_deltalake
+from deltalake import QueryBuilder, Schema, write_deltalake
 
 from ingest.files import StorageError
 from ingest.tables import NotATable, Table, once, opened
@@ -74,8 +74,24 @@ def merge_update(
     return updated
 
 
+def widen(table: Table, schema: pa.Schema) -> None:
+    """Give a table that an older version made the columns that it lacks; they are null in its rows."""
+
+    def attempt() -> None:
+        table.refresh()
+        known = set(table.schema().names)
+        new = [field for field in schema if field.name not in known]
+        if new:
+            fields = Schema.from_arrow(pa.schema(new)).fields
+            table.delta.alter.add_columns(fields, commit_properties=once())
+
+    table.until_it_lands(attempt)
+    table.refresh()
+
+
 def replace_rows(table: Table, rows: pa.Table) -> None:
     """Make `rows` the whole content, in one commit."""
+    widen(table, rows.schema)
 
     def attempt() -> None:
         table.refresh()

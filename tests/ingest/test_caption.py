@@ -16,7 +16,7 @@ def said(captions, video, start_s=0.0, end_s=5.0):
 
 
 def test_name_is_the_last_resort(video):
-    assert said(Captions(), video) == ("two dogs running fast", "name/v1", 1)
+    assert said(Captions(), video) == ("two dogs running fast", "name/v1", 2)
     assert said(Captions(captioners=("sidecar",)), video) is None
     assert said(Captions(), video.with_name("0001.mp4")) is None
 
@@ -25,7 +25,7 @@ def test_sidecars(video):
     video.with_suffix(".json").write_text(json.dumps({"caption": "from json"}))
     assert said(Captions(), video)[0] == "from json"
     video.with_suffix(".txt").write_text("  two\tdogs\n\nrun \x00 ")
-    assert said(Captions(), video) == ("two dogs run", "sidecar/v1", 0)
+    assert said(Captions(), video) == ("two dogs run", "sidecar/v1", 1)
     assert said(Captions(captioners=("name",)), video)[0] == "two dogs running fast"
     video.with_suffix(".txt").write_text(" \n")
     video.with_suffix(".json").write_text("{broken")

@@ -14,7 +14,10 @@ from ingest import schema
 GOLDEN = Path(__file__).parents[1] / "golden" / "schema_v1.json"
 MAKERS = {
     name: getattr(schema, f"{name}_schema")
-    for name in ("payload", "ledger", "captions", "labels", "rights", "latents", "log", "view")
+    for name in (
+        *("payload", "ledger", "captions", "labels", "rights", "latents", "scores", "embeddings"),
+        *("log", "view"),
+    )
 }
 
 
@@ -43,7 +46,7 @@ def test_scores_say_what_they_are():
 
 
 def test_older_rows_get_what_they_lack():
-    old = schema.labels_schema().remove(3).empty_table()
+    old = schema.labels_schema().remove(4).remove(3).empty_table()
     rows = schema.conformed(
         pa.Table.from_pylist(
             [{"clip_id": "a", "producer": "b", "payload_sha256": "c"}], old.schema
