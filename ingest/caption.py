@@ -141,17 +141,6 @@ class Captions:
         if self.caption_file is not None:
             _rows(self.caption_file)
 
-    def caption(self, video: Path, start_s: float, end_s: float) -> Caption | None:
-        """Return the caption of clip [start_s, end_s) of a video, or None when nobody has one."""
-        for rank, name in enumerate(self.captioners):
-            if name not in ("sidecar", "name"):  # the others look at clips that are stored
-                continue
-            ask = self.beside if name == "sidecar" else named
-            text = self.clean.apply(ask(video, start_s, end_s)).text
-            if text:
-                return Caption(text=text, producer=f"{name}/v1", rank=rank)
-        return None
-
     def beside(self, video: Path, start_s: float, end_s: float) -> str:
         """Return what the caption file, or else a .txt or .json beside the video, says of a clip; "" for nothing."""
         if self.caption_file is not None:

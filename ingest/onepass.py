@@ -1,4 +1,4 @@
-"""One pass over the frames of a source: cuts, windows, scores, keep rule, payloads, captions.
+"""One pass over the frames of a source: cuts, windows, scores, keep rule, payloads.
 
 Memory holds the frames of one clip, not the video; what is kept goes to the shard at once.
 """
@@ -9,13 +9,11 @@ import zlib
 from collections.abc import Set
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from ingest import planes
-from ingest.caption import Captions
 from ingest.clip import Prep, clip_id, payload_kind
 from ingest.cuts import CutFinder, cut_finder
 from ingest.decode import check_payload
@@ -24,9 +22,7 @@ from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, base_row, source_row, to_table
 from ingest.looks import SHOT_LINES_PX
-from ingest.objects import SCHEME
 from ingest.reading import Reading
-from ingest.schema import captions_schema
 from ingest.scores import score, shrunk
 from ingest.shards import ShardWriter
 from ingest.shots import Window, WindowFinder, trim_frames
@@ -36,7 +32,6 @@ from ingest.streams import VideoInfo
 BT709 = {"range": "tv", "primaries": "bt709", "transfer": "bt709", "matrix": "bt709"}
 SRGB = {"range": "pc", "primaries": "bt709", "transfer": "iec61966-2-1", "matrix": "gbr"}
 _ONE_RATE = Fraction(0)  # the time of a frame, where nobody looks at it
-LEAST_CAPTION_S = 1.0  # a picture lasts no time, but what is said of a file is said of it too
 
 
 class Held:
@@ -74,10 +69,8 @@ class OnePass:
     unit: Unit
     prep: Prep
     keep: Keep
-    captions: Captions
     purged: Set[str] = frozenset()
     rows: list[dict[str, object]] = field(default_factory=list)
-    captioned: list[dict[str, object]] = field(default_factory=list)
     stats: dict[str, float] = field(default_factory=dict)
     source_facts: dict[str, object] = field(default_factory=dict)
 
@@ -206,27 +199,7 @@ class OnePass:
         kind = payload_kind(contract)
         row |= {"payload_kind": kind, "payload_sha256": sha256.hexdigest()}
         self.stats["payload_bytes"] = self.stats.get("payload_bytes", 0) + len(payload)
-        self._ask_caption(row)
         return Fate(name="kept")
-
-    def _ask_caption(self, row: dict[str, object]) -> None:
-        source, start_s = self.unit.source, float(str(row["start_s"]))
-        if source.member or source.frames_fps or source.uri.startswith(SCHEME):
-            return  # nothing lies beside it
-        video = Path(source.uri)
-        end_s = float(str(row["end_s"]))
-        end_s = end_s if end_s > start_s else start_s + LEAST_CAPTION_S
-        caption = self.captions.caption(video, start_s, end_s)
-        if caption is not None:
-            self.captioned.append(
-                {
-                    "clip_id": row["id"],
-                    "producer": caption.producer,
-                    "payload_sha256": row["payload_sha256"],
-                    "caption": caption.text,
-                    "rank": caption.rank,
-                }
-            )
 
     def place(self, shard: ShardWriter) -> None:
         """Finish the shard and write each kept clip's place into its row."""
@@ -253,10 +226,6 @@ class OnePass:
     def num_kept(self) -> int:
         """How many candidates were kept."""
         return sum(row["fate"] == "kept" for row in self.rows)
-
-    def caption_rows(self) -> pa.Table:
-        """Return the captions of the kept clips."""
-        return pa.Table.from_pylist(self.captioned, schema=captions_schema())
 
 
 def _clock(timebase: Fraction) -> dict[str, object]:

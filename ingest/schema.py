@@ -55,6 +55,22 @@ def _shape_fields() -> list["pa.Field[Any]"]:
     ]
 
 
+def _found_fields() -> list["pa.Field[Any]"]:
+    return [
+        _field("frames_decoded", pa.int64(), unit="source frame"),
+        _field("decode_errors", pa.int64()),
+        _field("num_candidates", pa.int32()),
+        _field("num_kept", pa.int32()),
+        _field("unit_index", pa.int32(), range="which part of a long source; null = all of it"),
+        _field("num_units", pa.int32()),
+        _field("crop_left", pa.int32(), unit="px of the upright source; null = not cropped"),
+        _field("crop_top", pa.int32(), unit="px"),
+        _field("crop_width", pa.int32(), unit="px"),
+        _field("crop_height", pa.int32(), unit="px"),
+        _field("phash", pa.utf8(), unit="three 64-bit hashes, 48 hexadecimal digits"),
+    ]
+
+
 PAYLOAD_KINDS = ("h264_mp4", "png", "raw_u8_thwc", "latent_f16_tchw", "tokens_i32")
 
 
@@ -109,17 +125,7 @@ def ledger_schema() -> pa.Schema:
             _field("shot_index", pa.int32()),
             *_shape_fields(),
             *SCORE_FIELDS,
-            _field("frames_decoded", pa.int64(), unit="source frame"),
-            _field("decode_errors", pa.int64()),
-            _field("num_candidates", pa.int32()),
-            _field("num_kept", pa.int32()),
-            _field("unit_index", pa.int32(), range="which part of a long source; null = all of it"),
-            _field("num_units", pa.int32()),
-            _field("crop_left", pa.int32(), unit="px of the upright source; null = not cropped"),
-            _field("crop_top", pa.int32(), unit="px"),
-            _field("crop_width", pa.int32(), unit="px"),
-            _field("crop_height", pa.int32(), unit="px"),
-            _field("phash", pa.utf8(), unit="three 64-bit hashes, 48 hexadecimal digits"),
+            *_found_fields(),
             _field("payload_kind", text),
             _field("payload_sha256", text),
             *_location(),

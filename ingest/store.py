@@ -156,10 +156,10 @@ class Dataset:
         fresh = self._ready(self._ledger.fresh(rows), captions)
         return self._ledger.commit(fresh, app_id=app_id, batch=batch)
 
-    def replace_units(self, rows: pa.Table, captions: pa.Table) -> int:
+    def replace_units(self, rows: pa.Table) -> int:
         """Put rows of units that were worked on again in place of theirs; as `commit` otherwise."""
         self._writable()
-        replace_units(self._ledger, self._ready(rows, captions))
+        replace_units(self._ledger, self._ready(rows, empty_captions()))
         return self._ledger.version
 
     def _ready(self, rows: pa.Table, captions: pa.Table) -> pa.Table:

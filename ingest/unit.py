@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from ingest import child, ffmpeg
-from ingest.caption import Captions
 from ingest.clip import Contract, Prep, digest_of
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, source_row, to_table
@@ -42,11 +41,10 @@ SEEK_MARGIN_S = 2.0  # some containers tell the time of a keyframe a little late
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitResult:
-    """Ledger rows and captions of one unit, not committed yet, and what they cost."""
+    """Ledger rows of one unit, not committed yet, and what they cost."""
 
     unit_id: str
     rows: pa.Table
-    captions: pa.Table
     stats: dict[str, float]
 
 
@@ -111,7 +109,6 @@ def curate_unit(
     *,
     prep: Prep,
     keep: Keep,
-    captions: Captions,
     root: Root | Path | str,
     purged: Set[str] = frozenset(),
     scratch: Path = SCRATCH,
@@ -120,22 +117,20 @@ def curate_unit(
 
     What is named in `purged` (hashes of sources, ids of clips) was taken down and is not stored again.
     What is no file of this machine is copied to `scratch` while it is read. Raises StorageError when
-    the shard or the copy cannot be written, FileNotFoundError or ValueError for a
-    missing or malformed caption file.
+    the shard or the copy cannot be written.
     """
     cv2.setNumThreads(1)  # processes are the unit of parallel work
-    work = OnePass(unit=unit, prep=prep, keep=keep, captions=captions, purged=purged)
+    work = OnePass(unit=unit, prep=prep, keep=keep, purged=purged)
     try:
         fate = _run(work, root, scratch)
     except SourceError as error:
-        work = OnePass(unit=unit, prep=prep, keep=keep, captions=captions)
+        work = OnePass(unit=unit, prep=prep, keep=keep)
         fate = Fate(
             name="failed", stage=error.stage, error_class=error.error_class, message=error.message
         )
     return UnitResult(
         unit_id=unit.unit_id,
         rows=work.ledger_rows(fate),
-        captions=work.caption_rows(),
         stats={**work.stats, "candidates": len(work.rows), "kept": work.num_kept},
     )
 

@@ -5,8 +5,6 @@ sources to the ledger, so that a kill at any moment loses nothing and doubles no
 """
 
 import contextlib
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +18,7 @@ from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.likeness import Duplicates, decision
+from ingest.scorers import Scorers
 from ingest.sources import Layout, Source, list_sources
 from ingest.store import Dataset
 from ingest.unit import (
@@ -34,15 +33,30 @@ from ingest.unit import (
     with_attempts,
 )
 from pipelines import captioned
+from pipelines.annotate import Annotated, annotate
+from pipelines.captioners import passes_of
 from pipelines.committer import Committer
 from pipelines.context import Context, Recorder, recorded
-from pipelines.fates import Result, record, tell_failures
+from pipelines.fates import Result, record, summed
 from pipelines.identity import digest, plain, recipe_digest
 from pipelines.output import claim, notes_of, start_over
 from pipelines.plan import Plan
 
 VERB = "curate"
-STAGES = ("list", "hash", "decode", "shots", "scores", "keep", "encode", "check", "shard", "commit")
+STAGES = (
+    "list",
+    "hash",
+    "decode",
+    "shots",
+    "scores",
+    "keep",
+    "encode",
+    "check",
+    "shard",
+    "commit",
+    "decide",
+    "annotate",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +75,7 @@ class Config:
     keep: Keep = field(default_factory=Keep)
     duplicates: Duplicates = field(default_factory=Duplicates)
     captions: Captions = field(default_factory=Captions)
+    scorers: Scorers = field(default_factory=Scorers)
     max_failed_share: float = 0.1
     max_attempts: int = 3
     tracking_uri: str = ""
@@ -78,8 +93,8 @@ class Config:
 
 def plan(config: Config) -> Plan:
     """Count the videos; touches nothing. Raises FileNotFoundError for a source that is not there."""
-    config.captions.check()
     sources = _listed(config)
+    passes_of(config.captions, config.scorers, sources)
     counts: dict[str, int | float | str] = {
         "videos": len(sources),
         "bytes": sum(source.bytes for source in sources),
@@ -95,8 +110,8 @@ def _listed(config: Config) -> list[Source]:
 
 def run(config: Config, *, context: Context) -> Result:
     """Give every source and every candidate clip its one fate; continues where an earlier run ended."""
-    config.captions.check()
     sources = _listed(config)
+    passes = passes_of(config.captions, config.scorers, sources)  # refuses before anything runs
     if not context.resume:
         start_over(config.out)
     dataset = Dataset.create(config.out, config.prep.contract, config.prep)
@@ -110,12 +125,12 @@ def run(config: Config, *, context: Context) -> Result:
         return Result(
             **claimed.finished
         )  # else others changed the dataset since, perhaps its fates
-    captioned.note(folder, said, dataset=config.out)
     with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
         work = _Work(config, dataset, context, recorder, app_id=f"{VERB}/{claimed.digest}")
         units = work.units(sources)
         work.give_fates(units)
-        result = _result(work, units)
+        told = annotate(dataset, passes, context=context, recorder=recorder)
+        result = work.told(units, told)
         record(recorder, result, dataset, VERB)
         recorder.finish(claimed, plain(result))
     return result
@@ -195,6 +210,21 @@ class _Work:
         """Return the units with clips that other thresholds rejected: wanted now, but never stored."""
         return self._decision(units).unstored
 
+    def told(self, units: Sequence[Unit], passes: Sequence[Annotated]) -> Result:
+        """Return the run in numbers, and say what failed."""
+        return summed(
+            self.dataset,
+            units,
+            passes,
+            self.recorder,
+            verb=VERB,
+            out=self.config.out,
+            max_failed_share=self.config.max_failed_share,
+            interrupted=self.context.stop.requested,
+            cpu_s=self.cpu_s,
+            source_s=self.source_s,
+        )
+
     def _decision(self, units: set[str]) -> decide.Decision:
         config = self.config
         return decision(self.dataset, units, keep=config.keep, duplicates=config.duplicates)
@@ -214,7 +244,6 @@ class _Work:
         work = partial(
             curate_unit,
             **self._rules,
-            captions=self.config.captions,
             root=self.dataset.root,
             purged=frozenset(self.dataset.purged()),
             scratch=self._scratch,
@@ -236,9 +265,9 @@ class _Work:
             self.source_s += outcome.value.stats.get("source_s", 0.0)
             rows = with_attempts(outcome.value.rows, outcome.attempts)
             if unit.unit_id in self._again:
-                self.dataset.replace_units(rows, outcome.value.captions)
+                self.dataset.replace_units(rows)
             else:
-                self._committer.add(rows, outcome.value.captions)
+                self._committer.add(rows)
             return
         failure = outcome.failure
         rows = failed_rows(
@@ -264,34 +293,3 @@ class _Work:
             if unit.source_sha256:
                 first.setdefault(unit.source_sha256, unit.source.printable_uri)
         return first
-
-
-def _result(work: _Work, units: Sequence[Unit]) -> Result:
-    mine = {unit.unit_id for unit in units}
-    rows = [row for row in work.dataset.ledger().to_pylist() if row["unit_id"] in mine]
-    fates = Counter((row["kind"], row["fate"]) for row in rows)
-    tell_failures([row for row in rows if row["fate"] == "failed"], work.recorder)
-    balance = work.dataset.balance(mine)
-    failed_sources = fates["source", "failed"]
-    for problem in balance.problems:
-        work.recorder.warn(problem)
-    interrupted = work.context.stop.requested
-    enough = balance.ok and failed_sources <= work.config.max_failed_share * max(1, len(units))
-    return Result(
-        verb=VERB,
-        status="interrupted" if interrupted else "done" if enough else "incomplete",
-        dataset=work.config.out,
-        version=work.dataset.version,
-        digest=work.dataset.digest(),
-        sources=len({unit.source.uri for unit in units}),
-        sources_rejected=fates["source", "rejected"],
-        clips_kept=fates["clip", "kept"],
-        clips_rejected=fates["clip", "rejected"],
-        failed=failed_sources + fates["clip", "failed"],
-        duplicates=fates["source", "duplicate"] + fates["clip", "duplicate"],
-        fates_balance=balance.ok,
-        wall_s=work.recorder.wall_s,
-        cpu_s=round(work.cpu_s + time.process_time(), 3),
-        source_s=round(work.source_s, 3),
-        run_id=work.recorder.run.id,
-    )

@@ -1,10 +1,14 @@
 """What a curate run says at its end: how many of which fate, the first failures, the numbers for the tracker."""
 
+import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ingest.store import Dataset
+from ingest.unit import Unit
+from pipelines.annotate import Annotated
 from pipelines.context import Recorder
 from pipelines.identity import plain
 
@@ -25,6 +29,7 @@ class Result:
     clips_kept: int
     clips_rejected: int
     failed: int
+    annotations_failed: int
     duplicates: int
     fates_balance: bool
     wall_s: float
@@ -33,7 +38,56 @@ class Result:
     run_id: str
 
 
-def tell_failures(rows: Sequence[Mapping[str, Any]], recorder: Recorder) -> None:
+def summed(
+    dataset: Dataset,
+    units: Sequence[Unit],
+    passes: Sequence[Annotated],
+    recorder: Recorder,
+    *,
+    verb: str,
+    out: str,
+    max_failed_share: float,
+    interrupted: bool,
+    cpu_s: float,
+    source_s: float,
+) -> Result:
+    """Count the fates of a run's units and what its passes made; name what failed and what does not add up."""
+    mine = {unit.unit_id for unit in units}
+    rows = [row for row in dataset.ledger().to_pylist() if row["unit_id"] in mine]
+    fates = Counter((row["kind"], row["fate"]) for row in rows)
+    _tell_failures([row for row in rows if row["fate"] == "failed"], recorder)
+    of_sources: dict[str, set[str]] = defaultdict(set)  # a long one has several rows
+    for row in rows:
+        if row["kind"] == "source":
+            of_sources[row["source_uri"]].add(row["fate"])
+    balance = dataset.balance(mine)
+    for problem in balance.problems:
+        recorder.warn(problem)
+    failed_sources, unsaid = fates["source", "failed"], sum(one.failed for one in passes)
+    enough = balance.ok and not unsaid and failed_sources <= max_failed_share * max(1, len(units))
+    cpu_s += sum(one.cpu_s for one in passes) + time.process_time()
+    return Result(
+        verb=verb,
+        status="interrupted" if interrupted else "done" if enough else "incomplete",
+        dataset=out,
+        version=dataset.version,
+        digest=dataset.digest(),
+        sources=len({unit.source.uri for unit in units}),
+        sources_rejected=sum(found == {"rejected"} for found in of_sources.values()),
+        clips_kept=fates["clip", "kept"],
+        clips_rejected=fates["clip", "rejected"],
+        failed=failed_sources + fates["clip", "failed"],
+        annotations_failed=unsaid,
+        duplicates=fates["source", "duplicate"] + fates["clip", "duplicate"],
+        fates_balance=balance.ok,
+        wall_s=recorder.wall_s,
+        cpu_s=round(cpu_s, 3),
+        source_s=round(source_s, 3),
+        run_id=recorder.run.id,
+    )
+
+
+def _tell_failures(rows: Sequence[Mapping[str, Any]], recorder: Recorder) -> None:
     """Name the first failures with their reasons; all of them are in the ledger."""
     for row in rows[:FAILURES_SHOWN]:
         reason = f"{row['stage']}: {row['error_class']}: {row['message']}"

@@ -18,8 +18,11 @@ from ingest.clip import Contract, Prep
 from ingest.encode import encode_video
 from ingest.keep import Keep
 from ingest.sources import list_sources
-from ingest.store import Dataset
+from ingest.store import Dataset, empty_captions
 from ingest.unit import curate_unit, plan_unit
+from pipelines.annotate import annotate
+from pipelines.captioners import passes_of
+from tests.around import Heard, surroundings
 
 KEEP_ALL = Keep(
     min_motion=None,
@@ -74,8 +77,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Tiny:
     dataset = Dataset.create(root, prep.contract, prep)
     for batch, source in enumerate(list_sources([str(tiny_videos)]), 1):
         unit = plan_unit(source, prep=prep)
-        result = curate_unit(unit, prep=prep, keep=KEEP_ALL, captions=Captions(), root=root)
-        dataset.commit(result.rows, result.captions, app_id="tiny", batch=batch)
+        result = curate_unit(unit, prep=prep, keep=KEEP_ALL, root=root)
+        dataset.commit(result.rows, empty_captions(), app_id="tiny", batch=batch)
+    passes = passes_of(Captions(), sources=list_sources([str(tiny_videos)]))
+    annotate(dataset, passes, context=surroundings(ray_is_open=False), recorder=Heard())
     assert dataset.kept_clips().num_rows == len(CAPTIONS)
     return Tiny(videos=tiny_videos, root=root, dataset=dataset)
 

@@ -25,12 +25,11 @@ import ray
 from cluster import pool
 from cluster.interrupt import Interrupt
 from cluster.session import Cluster, session
-from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.shards import read_payload
 from ingest.sources import list_sources
-from ingest.store import Dataset
+from ingest.store import Dataset, empty_captions
 from ingest.unit import curate_unit, plan_unit
 from jobs.demo_videos import ARCHIVES
 from tests.bench import storage
@@ -107,8 +106,8 @@ def curate(film: Path, folder: Path) -> Row:
     unit = plan_unit(list_sources([str(film)])[0], prep=prep)
 
     def whole() -> None:
-        made = curate_unit(unit, prep=prep, keep=Keep(), captions=Captions(), root=dataset.root)
-        dataset.commit(made.rows, made.captions, app_id="bench", batch=1)
+        made = curate_unit(unit, prep=prep, keep=Keep(), root=dataset.root)
+        dataset.commit(made.rows, empty_captions(), app_id="bench", batch=1)
 
     ours = cpu_of(whole)
     clips = dataset.kept_clips().num_rows

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from ingest import planes
-from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.sources import Source, list_sources
-from ingest.store import Dataset
+from ingest.store import Dataset, empty_captions
 from ingest.unit import UnitResult, curate_unit, plan_unit
 
 WIDTH, HEIGHT, STRIP, BITS = 192, 128, 8, 12
@@ -106,7 +105,7 @@ def curate() -> Callable[..., UnitResult]:
     """Curate one file with every keep rule off, unless told otherwise."""
 
     def run(path: Path | Source, root: Path, **settings: object) -> UnitResult:
-        options = {"prep": Prep(), "keep": KEEP_ALL, "captions": Captions()} | settings
+        options = {"prep": Prep(), "keep": KEEP_ALL} | settings
         source = path if isinstance(path, Source) else list_sources([str(path)])[0]
         unit = plan_unit(source, prep=options["prep"])
         return curate_unit(unit, root=root, **options)
@@ -124,7 +123,7 @@ def shared_videos() -> Path:
 
 def _curate_shared(source: Source, root: Path) -> tuple[UnitResult, float]:
     unit = plan_unit(source, prep=Prep())
-    result = curate_unit(unit, prep=Prep(), keep=Keep(), captions=Captions(), root=root)
+    result = curate_unit(unit, prep=Prep(), keep=Keep(), root=root)
     # Not getrusage: its maximum is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text()
     return result, int(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -151,7 +150,7 @@ def curated(shared_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Cu
             results[Path(source.uri).name] = result
             peak_mib = max(peak_mib, mib)
     for batch, result in enumerate(results.values(), 1):
-        dataset.commit(result.rows, result.captions, app_id="test", batch=batch)
+        dataset.commit(result.rows, empty_captions(), app_id="test", batch=batch)
     return Curated(dataset, results, peak_mib)
 
 
@@ -168,5 +167,5 @@ def small_dataset(
     ]
     for batch, path in enumerate(paths, 1):
         result = curate(path, root)
-        dataset.commit(result.rows, result.captions, app_id="test", batch=batch)
+        dataset.commit(result.rows, empty_captions(), app_id="test", batch=batch)
     return dataset

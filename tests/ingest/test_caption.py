@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ingest.caption import CAPTION_CHARS, Captions, clean
+from ingest.caption import CAPTION_CHARS, Captions, clean, named
 
 
 @pytest.fixture
@@ -10,26 +10,20 @@ def video(tmp_path):
     return tmp_path / "TwoDogs_running-fast 03.mp4"
 
 
-def said(captions, video, start_s=0.0, end_s=5.0):
-    caption = captions.caption(video, start_s, end_s)
-    return caption and (caption.text, caption.producer, caption.rank)
-
-
-def test_name_is_the_last_resort(video):
-    assert said(Captions(), video) == ("two dogs running fast", "name/v1", 2)
-    assert said(Captions(captioners=("sidecar",)), video) is None
-    assert said(Captions(), video.with_name("0001.mp4")) is None
+def test_what_a_name_says(video):
+    assert named(video, 0, 5) == "two dogs running fast"
+    assert named(video.with_name("0001.mp4"), 0, 5) == ""
 
 
 def test_sidecars(video):
+    assert Captions().beside(video, 0, 5) == ""
     video.with_suffix(".json").write_text(json.dumps({"caption": "from json"}))
-    assert said(Captions(), video)[0] == "from json"
+    assert Captions().beside(video, 0, 5) == "from json"
     video.with_suffix(".txt").write_text("  two\tdogs\n\nrun \x00 ")
-    assert said(Captions(), video) == ("two dogs run", "sidecar/v1", 1)
-    assert said(Captions(captioners=("name",)), video)[0] == "two dogs running fast"
+    assert clean(Captions().beside(video, 0, 5)) == "two dogs run"
     video.with_suffix(".txt").write_text(" \n")
     video.with_suffix(".json").write_text("{broken")
-    assert said(Captions(), video)[1] == "name/v1"
+    assert Captions().beside(video, 0, 5) == ""
 
 
 def test_the_row_that_overlaps_most(video, tmp_path):
@@ -42,13 +36,13 @@ def test_the_row_that_overlaps_most(video, tmp_path):
     file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     captions = Captions(caption_file=file)
     captions.check()
-    assert said(captions, video, 0, 5)[0] == "first"
-    assert said(captions, video, 4, 9)[0] == "second"
-    assert said(captions, video, 25, 30)[1] == "name/v1"
-    assert said(captions, video.with_name("other.mp4"), 90, 95)[0] == "whole"
+    assert captions.beside(video, 0, 5) == "first"
+    assert captions.beside(video, 4, 9) == "second"
+    assert captions.beside(video, 25, 30) == ""
+    assert captions.beside(video.with_name("other.mp4"), 90, 95) == "whole"
     video.with_suffix(".txt").write_text("beside")
-    assert said(captions, video, 0, 5)[0] == "first"  # the file that was named goes first
-    assert said(captions, video, 25, 30)[0] == "beside"
+    assert captions.beside(video, 0, 5) == "first"  # the file that was named goes first
+    assert captions.beside(video, 25, 30) == "beside"
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"video": "a"}', '{"video": "a", "caption": null}',

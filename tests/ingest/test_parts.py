@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ingest import ffmpeg
-from ingest.caption import Captions
 from ingest.clip import Contract, Prep
 from ingest.reading import Reading, SeekMissed
 from ingest.sources import list_sources
@@ -126,10 +125,7 @@ PREP = Prep(max_unit_s=PART_S, contract=Contract(frames=16, fps=8), payload_shor
 
 
 def curated(root, units):
-    done = [
-        curate_unit(unit, prep=PREP, keep=KEEP_ALL, captions=Captions(), root=root)
-        for unit in units
-    ]
+    done = [curate_unit(unit, prep=PREP, keep=KEEP_ALL, root=root) for unit in units]
     return [result.rows.to_pylist() for result in done]
 
 

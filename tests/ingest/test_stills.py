@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 
-from ingest.caption import Captions
 from ingest.clip import Contract, Prep
 from ingest.decode import check_payload, payload_frames
 from ingest.keep import Keep
@@ -215,17 +214,6 @@ def test_rules_over_absent_scores_do_not_apply_to_stills(curate, tmp_path):
     dark = saved(tmp_path / "dark.png", np.zeros((40, 40, 3), np.uint8))
     rows = curate(dark, tmp_path / "out", prep=PICTURE_PREP, keep=strict).rows.to_pylist()
     assert rows[1]["rule"] == "min_luma"
-
-
-def test_captions_find_pictures(curate, tmp_path):
-    path = saved(tmp_path / "red_fox.png", noise(40, 60, 3))
-    said = curate(path, tmp_path / "out", prep=PICTURE_PREP).captions
-    assert said.column("caption").to_pylist() == ["red fox"]
-    written = tmp_path / "captions.jsonl"
-    written.write_text('{"video": "red_fox.png", "caption": "A fox in snow."}\n')
-    captions = Captions(caption_file=written)
-    said = curate(path, tmp_path / "out", prep=PICTURE_PREP, captions=captions).captions
-    assert said.column("caption").to_pylist() == ["A fox in snow."]
 
 
 def test_stills_of_a_real_video(shared_videos, curate, tmp_path):

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ingest.caption import Captions
 from ingest.clip import Prep, clip_id
 from ingest.decode import check_payload, payload_frames
 from ingest.keep import Keep
 from ingest.schema import SCORES
 from ingest.shards import read_payload
 from ingest.sources import list_sources
-from ingest.store import Dataset
+from ingest.store import Dataset, empty_captions
 from ingest.unit import duplicate_rows, failed_rows, plan_unit, with_attempts
 
 CHECKOUT = Path(__file__).parents[2]
@@ -67,9 +66,8 @@ def test_rows_say_all_and_balance(curated_two, tmp_path):
             timebase=Fraction(1, 12288),
             prep_digest=Prep().digest(),
         )
-    assert result.captions.column("caption").to_pylist() == ["two shots"] * 3
     dataset = Dataset.create(tmp_path / "dataset", Prep().contract, Prep())
-    dataset.commit(result.rows, result.captions, app_id="run", batch=1)
+    dataset.commit(result.rows, empty_captions(), app_id="run", batch=1)
     assert dataset.balance({result.unit_id}).ok
     assert (result.stats["kept"], result.stats["source_s"]) == (3, 18.75)
 
@@ -78,7 +76,6 @@ def test_the_same_unit_twice_gives_the_same_bytes(curated_two, two_shots, curate
     result, root = curated_two
     again = curate(two_shots, tmp_path)
     assert again.rows.equals(result.rows)
-    assert again.captions.equals(result.captions)
     names = [sorted(p.name for p in folder.rglob("*.arrow")) for folder in (root, tmp_path)]
     assert names[0] == names[1]
     assert len(names[0]) == 1
@@ -228,7 +225,6 @@ def test_limits_fail_the_source_and_nothing_else(studio, curate, tmp_path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.shards import StorageError
@@ -239,7 +235,7 @@ unit = plan_unit(list_sources([sys.argv[1]])[0], prep=Prep())
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    curate_unit(unit, prep=Prep(), keep=keep, captions=Captions(), root=Path(sys.argv[2]))
+    curate_unit(unit, prep=Prep(), keep=keep, root=Path(sys.argv[2]))
 except StorageError as error:
     print("told", error.filename, error.fatal)
 """
@@ -274,11 +270,6 @@ def test_rows_of_the_executor(two_shots, curated_two):
     rows = with_attempts(curated_two[0].rows, 2)
     assert rows.schema.equals(curated_two[0].rows.schema)
     assert set(rows.column("attempts").to_pylist()) == {2}
-
-
-def test_a_missing_caption_file_is_the_users_error(two_shots, curate, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        curate(two_shots, tmp_path, captions=Captions(caption_file=tmp_path / "absent.jsonl"))
 
 
 # ------------------------------------------------------------------ the shared real videos

@@ -3,23 +3,21 @@
 import hashlib
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from cluster.interrupt import Interrupt
-from cluster.session import Cluster
 from ingest.clip import Prep
 from ingest.encode import encode_video
 from ingest.ledger import to_table
 from ingest.schema import captions_schema
 from ingest.shards import ShardWriter
 from ingest.store import Dataset
-from pipelines.context import Context, silent
+from tests.around import Heard, surroundings
 from tests.conftest import moving_square
 from tests.ingest.made import CLOCK, SHAPE, digest
 
+__all__ = ["Heard", "made_clips", "surroundings"]
 PREP = Prep(payload_short_side_px=64)
 
 
@@ -83,32 +81,3 @@ def made_clips(
     none = captions_schema().empty_table()
     dataset.commit(to_table(rows), none, app_id="made", batch=dataset.next_batch("made"))
     return dataset
-
-
-@dataclass
-class Heard:
-    """What a run says, kept."""
-
-    stages: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def stage(self, text: str) -> None:
-        self.stages.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, done: int, total: int, *, stage: str = "", text: str = "") -> None:
-        pass
-
-
-def surroundings(*, ray_is_open: bool = True, cluster: Cluster | None = None) -> Context:
-    """A context without a tracker; `ray_is_open` when a session is open already."""
-    return Context(
-        cluster=cluster or Cluster(),
-        tracker=None,
-        stop=Interrupt(),
-        show=silent,
-        resume=True,
-        _started=[True] if ray_is_open else [],
-    )

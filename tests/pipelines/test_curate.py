@@ -1,6 +1,7 @@
 """curate through the command line on what goes wrong: a file that is no video, and a disk that fills up."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -99,3 +100,22 @@ def test_other_thresholds_decode_nothing(tmp_path, tiny_videos, counted):
     )
     assert wider.told["digest"] == all_kept["digest"]
     assert counted() == before + 1
+
+
+def test_another_text_captions_again_and_decodes_nothing(tmp_path, tiny_videos, counted):
+    videos = shutil.copytree(tiny_videos, tmp_path / "videos")
+    words = ["curate", RECIPE, "source=videos", "out=ds", *KEEP, "--json"]
+    assert kinoray(tmp_path, *words).code == 0
+    before, captions = counted(), captions_of(tmp_path / "ds")
+    text = min(videos.glob("*.txt"))
+    text.write_text("quite another text")
+    assert kinoray(tmp_path, *words).code == 0
+    after = captions_of(tmp_path / "ds")
+    changed = [uri for uri in after if after[uri] != captions[uri]]
+    assert [(Path(uri).stem, after[uri]) for uri in changed] == [(text.stem, "quite another text")]
+    assert counted() == before
+
+
+def captions_of(place: Path) -> dict[str, str]:
+    rows = Dataset.open(place).kept_clips().to_pylist()
+    return {row["source_uri"]: row["caption"] for row in rows}
