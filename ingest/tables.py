@@ -6,7 +6,9 @@ and evaluation sets are both made of such tables, in folders and in object store
 """
 
 import json
+import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +23,7 @@ from ingest.files import StorageError, storage_error
 from ingest.objects import Root
 
 T = TypeVar("T")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 COMMIT_ATTEMPTS = 30
 MAX_PAUSE_S = 1.0
 LOOKS_AGAIN = 3
@@ -280,6 +283,9 @@ def _step_back(attempt: int) -> None:
 def _storage(error: Exception, place: str) -> StorageError:
     if isinstance(error, StorageError):
         return error
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno:
         return storage_error(error, place)
-    return StorageError(0, str(error).splitlines()[0][:300], place)
+    said = str(error)
+    if found := _OS_ERROR.search(said):  # the engine wraps what the system said
+        return StorageError(int(found[1]), os.strerror(int(found[1])), place)
+    return StorageError(0, said.splitlines()[0][:300], place)

@@ -56,10 +56,6 @@ def summed(
     rows = [row for row in dataset.ledger().to_pylist() if row["unit_id"] in mine]
     fates = Counter((row["kind"], row["fate"]) for row in rows)
     _tell_failures([row for row in rows if row["fate"] == "failed"], recorder)
-    of_sources: dict[str, set[str]] = defaultdict(set)  # a long one has several rows
-    for row in rows:
-        if row["kind"] == "source":
-            of_sources[row["source_uri"]].add(row["fate"])
     balance = dataset.balance(mine)
     for problem in balance.problems:
         recorder.warn(problem)
@@ -73,7 +69,7 @@ def summed(
         version=dataset.version,
         digest=dataset.digest(),
         sources=len({unit.source.uri for unit in units}),
-        sources_rejected=sum(found == {"rejected"} for found in of_sources.values()),
+        sources_rejected=_rejected_whole(rows),
         clips_kept=fates["clip", "kept"],
         clips_rejected=fates["clip", "rejected"],
         failed=failed_sources + fates["clip", "failed"],
@@ -85,6 +81,14 @@ def summed(
         source_s=round(source_s, 3),
         run_id=recorder.run.id,
     )
+
+
+def _rejected_whole(rows: Sequence[Mapping[str, Any]]) -> int:
+    found: dict[str, set[str]] = defaultdict(set)  # a long source has several rows
+    for row in rows:
+        if row["kind"] == "source":
+            found[row["source_uri"]].add(row["fate"])
+    return sum(fates == {"rejected"} for fates in found.values())
 
 
 def _tell_failures(rows: Sequence[Mapping[str, Any]], recorder: Recorder) -> None:
