@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.decide import READS, decide, give_fates, judge, readable, replace_units
+from ingest.decide import READS, decide, give_fates, judge, readable
 from ingest.keep import RULES, Keep
 from ingest.ledger import to_table
 from ingest.likeness import leaks_of, twins_of
 from ingest.purge import purge
+from ingest.rewrite import replace_units
 from ingest.schema import SCORES, conformed, ledger_schema
 from ingest.store import Dataset
 from tests.ingest.made_shards import made, name_of
