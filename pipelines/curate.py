@@ -45,19 +45,8 @@ from pipelines.plan import Plan
 
 VERB = "curate"
 STAGES = (
-    "list",
-    "hash",
-    "decode",
-    "shots",
-    "scores",
-    "keep",
-    "encode",
-    "check",
-    "shard",
-    "commit",
-    "decide",
-    "annotate",
-    "decide",
+    *("list", "hash", "decode", "shots", "scores", "keep", "encode", "check", "shard", "commit"),
+    *("decide", "annotate", "decide"),
 )
 
 
@@ -133,10 +122,9 @@ def run(config: Config, *, context: Context) -> Result:
     inputs = _inputs(config, sources, decider)
     folder = notes_of(config.out) / digest([recipe_digest(config), *inputs.values()])[:12]
     claimed = claim(folder, VERB, config, inputs=inputs, resume=True)
+    # If others changed the dataset since, perhaps its fates, all is looked at again.
     if claimed.finished and claimed.finished["version"] == dataset.version:
-        return Result(
-            **claimed.finished
-        )  # else others changed the dataset since, perhaps its fates
+        return Result(**claimed.finished)
     with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
         app_id = f"{VERB}/{claimed.digest}"
         work = _Work(config, dataset, context, recorder, own=own, decider=decider, app_id=app_id)
