@@ -90,8 +90,7 @@ class Config:
 
 def plan(config: Config) -> Plan:
     """Count the videos; touches nothing. Raises FileNotFoundError for a source that is not there."""
-    sources = _listed(config)
-    _stages(config, sources)
+    sources, _own, _passes = _stages(config)
     counts: dict[str, int | float | str] = {
         "videos": len(sources),
         "bytes": sum(source.bytes for source in sources),
@@ -105,16 +104,16 @@ def _listed(config: Config) -> list[Source]:
     return list_sources(config.source, pictures=stills, layout=config.layout)
 
 
-def _stages(config: Config, sources: Sequence[Source]) -> tuple[Own, tuple[Pass, ...]]:
-    """Load what the recipe names, or refuse it before anything runs."""
+def _stages(config: Config) -> tuple[list[Source], Own, tuple[Pass, ...]]:
+    """List the sources and load what the recipe names, or refuse it before anything runs."""
     own = own_of(config.prep, config.detector, config.keep)
-    return own, passes_of(config.captions, config.scorers, sources)
+    sources = _listed(config)
+    return sources, own, passes_of(config.captions, config.scorers, sources)
 
 
 def run(config: Config, *, context: Context) -> Result:
     """Give every source and every candidate clip its one fate; continues where an earlier run ended."""
-    sources = _listed(config)
-    own, passes = _stages(config, sources)
+    sources, own, passes = _stages(config)
     if not context.resume:
         start_over(config.out)
     dataset = Dataset.create(config.out, config.prep.contract, own.prep)
