@@ -45,18 +45,33 @@ def scored(
     rows = table.rows(["clip_id", "producer", "payload_sha256", "settings", "name", "value"])
     rows = rows.filter(pa.array(among(rows.column("name"), names)))
     rows = rows.filter(rows.column("value").is_valid())
-    clips = _joined(ledger.column("id"), ledger.column("payload_sha256"))
+    of_clip = ledger.column("id"), ledger.column("payload_sha256")
     for name in names:
         mine = among(rows.column("name"), [name])
         if name in pending.scores:
             mine &= among(rows.column("settings"), [pending.scores[name]])
-        said = rows.filter(pa.array(mine)).sort_by("producer")
-        keys = _joined(said.column("clip_id"), said.column("payload_sha256"))
-        at = pc.call_function(
-            "index_in", [clips], pc.SetLookupOptions(value_set=keys.combine_chunks())
+        said = rows.filter(pa.array(mine)).select(
+            ["clip_id", "producer", "payload_sha256", "value"]
         )
+        if len(said.column("producer").unique()) > 1:
+            said = said.sort_by("producer")
+        at = _found(of_clip, (said.column("clip_id"), said.column("payload_sha256")))
         ledger = ledger.append_column(name, said.column("value").take(at).cast(pa.float64()))
     return ledger
+
+
+def _found(wanted: tuple[Column, Column], stored: tuple[Column, Column]) -> Column:
+    """Return where each wanted pair of id and payload is first stored, null where it is not."""
+    ids = _index(wanted[0], stored[0])
+    if len(stored[0].unique()) < len(stored[0]):  # several rows a clip: the pairs are compared
+        return _index(_joined(*wanted), _joined(*stored))
+    same = pc.call_function("equal", [stored[1].take(ids), wanted[1]])
+    return pc.call_function("if_else", [same, ids, pa.scalar(None, ids.type)])
+
+
+def _index(wanted: Column, stored: Column) -> Column:
+    options = pc.SetLookupOptions(value_set=stored.combine_chunks())
+    return pc.call_function("index_in", [wanted], options)
 
 
 def _joined(ids: Column, payloads: Column) -> Column:
