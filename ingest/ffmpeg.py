@@ -136,7 +136,7 @@ def _pace(uri: str, info: VideoInfo, prep: Prep) -> Pace:
 
 def _note_rate(stream: IO[bytes], log: list[str]) -> None:
     for line in stream:  # to its end, for a full pipe would stop the reading
-        if b"frame_rate:" in line and not log:
+        if line.startswith(b"[Parsed_showinfo") and b"frame_rate:" in line and not log:
             log.append(line.decode("utf-8", "replace"))
 
 
