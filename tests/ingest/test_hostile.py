@@ -1,0 +1,462 @@
+"""Sources that mean harm, or look as if: one fate each with a reason, and nothing else touched."""
+
+import io
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zlib
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+from ingest.clip import Contract, Prep
+from ingest.sources import list_sources
+from tests.ingest.mutations import outcome
+
+SHORT = Prep(decode_timeout_s=30.0, stall_timeout_s=10.0)
+MIB = 1 << 20
+
+
+def only(result):
+    row = result.rows.to_pylist()[0]
+    return row["fate"], row["rule"] or row["error_class"], row["message"] or ""
+
+
+@pytest.fixture(scope="module")
+def good(studio):
+    return studio.numbered("n24.mp4", fps="24", count=123)
+
+
+# ------------------------------------------------------------------ nothing else is opened
+
+
+@contextmanager
+def listener():
+    """A socket on loopback that counts who comes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        came = []
+
+        def accept():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                came.append(connection.recv(1000) or b"?")
+                connection.close()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield server.getsockname()[1], came
+        with socket.create_connection(server.getsockname()) as last:
+            last.sendall(b"last")
+        deadline = time.monotonic() + 5
+        while b"last" not in came and time.monotonic() < deadline:
+            time.sleep(0.01)
+        server.shutdown(socket.SHUT_RDWR)
+    assert came == [b"last"]  # the listener worked, and was not called before
+
+
+HLS = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n"
+DASH = """<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"
+ mediaPresentationDuration="PT9S" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period>
+<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="9" width="192" height="128">
+<BaseURL>{target}</BaseURL></Representation></AdaptationSet></Period></MPD>"""
+SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {port} RTP/AVP 96\n"
+POINTERS = {
+    "hls": HLS,
+    "concat": "ffconcat version 1.0\nfile '{target}'\n",
+    "concat_unsafe": "ffconcat version 1.0\nfile {target}\noption safe 0\n",
+    "dash": DASH,
+    "sdp": SDP + "a=rtpmap:96 H264/90000\n",
+    "rtsp": "RTSPtext\nrtsp://127.0.0.1:{port}/x\n",
+    "asx": '<asx version="3.0"><entry><ref href="{target}"/></entry></asx>',
+    "key": HLS.replace("#EXTINF", '#EXT-X-KEY:METHOD=AES-128,URI="{target}"\n#EXTINF'),
+    "crypto": HLS.replace("{target}", "crypto:{target}"),
+    "subfile": HLS.replace("{target}", "subfile,,start,0,end,0,,:{target}"),
+    "concat_protocol": HLS.replace("{target}", "concat:{target}|{target}"),
+}
+
+
+def pointers(folder, target, port):
+    """Each kind of pointer under its own name and disguised; and the last in a tar."""
+    for kind, text in POINTERS.items():
+        words = text.replace("{target}", target).replace("{port}", str(port)).encode()
+        (folder / f"{kind}.mp4").write_bytes(words)
+    (folder / "list.m3u8").write_bytes(HLS.replace("{target}", target).encode())
+    (folder / "list.ffconcat").write_bytes(POINTERS["concat"].replace("{target}", target).encode())
+    (folder / "list.mpd").write_bytes(DASH.replace("{target}", target).encode())
+    (folder / "list.sdp").write_bytes(SDP.replace("{port}", str(port)).encode())
+    with tarfile.open(folder / "pointers.tar", "w") as tar:
+        for kind in POINTERS:
+            words = (folder / f"{kind}.mp4").read_bytes()
+            entry = tarfile.TarInfo(f"in/{kind}.mp4")
+            entry.size = len(words)
+            tar.addfile(entry, io.BytesIO(words))
+
+
+@pytest.mark.parametrize("target", ["secret", "file", "http", "tcp", "relative"])
+def test_what_points_elsewhere_is_not_followed(good, curate, tmp_path, target):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    os.link(good, folder / "secret.bin")  # a real video, that would be kept if it were read
+    with listener() as (port, came):
+        place = {
+            "secret": str(folder / "secret.bin"),
+            "file": f"file:{folder / 'secret.bin'}",
+            "http": f"http://127.0.0.1:{port}/x.mp4",
+            "tcp": f"tcp://127.0.0.1:{port}",
+            "relative": "secret.bin",
+        }[target]
+        pointers(folder, place, port)
+        listed = list_sources([str(folder), str(folder / "list.*")])
+        assert len(listed) == 2 * len(POINTERS) + 4
+        before = os.stat(folder / "secret.bin").st_atime_ns
+        for source in listed:
+            fate, why, message = only(
+                curate(source, tmp_path / "out", prep=SHORT, scratch=tmp_path / "s")
+            )
+            assert (fate, why) == ("failed", "NotAVideo"), source.uri
+            assert message
+        assert not came
+    assert os.stat(folder / "secret.bin").st_atime_ns == before
+    assert not list((tmp_path / "out").rglob("*.arrow"))
+
+
+def test_a_followed_pointer_would_be_seen(good, tmp_path):
+    """The control: an ffmpeg without our limits does open what the pointers name."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    pointers(folder, str(good), 9)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-f", "hls",
+               "-allowed_extensions", "ALL", "-extension_picky", "0",
+               "-i", folder / "hls.mp4", "-f", "null", "-"]  # fmt: skip
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
+
+
+def box(kind, *parts):
+    body = b"".join(parts)
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def boxes(raw, start=0, end=None):
+    end = len(raw) if end is None else end
+    while start + 8 <= end:
+        size, kind = struct.unpack(">I4s", raw[start : start + 8])
+        yield kind, start, max(8, size)
+        start += max(8, size)
+
+
+def place_of_box(raw, path):
+    start, end = 0, len(raw)
+    for wanted in path:
+        _, start, size = next(found for found in boxes(raw, start, end) if found[0] == wanted)
+        start, end = start + 8, start + size
+    return start, end
+
+
+TRACK = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+
+
+@pytest.mark.parametrize("kind", [b"alis", b"url "])
+def test_a_video_whose_data_lie_in_another_file(good, curate, tmp_path, kind):
+    """A QuickTime reference file: its samples are to be read from a file that it names."""
+    secret = tmp_path / "secret.bin"
+    os.link(good, secret)
+    raw = bytearray(good.read_bytes())
+    begin, end = place_of_box(raw, (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"))
+    name = str(secret).encode()
+    alias = bytes(8) + bytes(150) + struct.pack(">hh", 2, len(name)) + name + b"\xff\xff\0\0"
+    entry = box(kind, bytes(4), alias if kind == b"alis" else b"file://" + name + b"\0")
+    raw[begin:end] = bytes(4) + struct.pack(">I", 1) + entry
+    grown = 8 + len(entry) - (end - begin)
+    for depth in range(1, 7):
+        path = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref")[:depth]
+        at, _ = place_of_box(good.read_bytes(), path)
+        (size,) = struct.unpack(">I", good.read_bytes()[at - 8 : at - 4])
+        raw[at - 8 : at - 4] = struct.pack(">I", size + grown)
+    media, media_end = place_of_box(raw, (b"mdat",))
+    raw[media:media_end] = bytes(media_end - media)  # what it says itself is nothing
+    path = tmp_path / "reference.mov"
+    path.write_bytes(raw)
+    before = os.stat(secret).st_atime_ns
+    fate, why, message = only(curate(path, tmp_path / "out", prep=SHORT))
+    assert fate == "failed", (why, message)
+    assert message
+    assert os.stat(secret).st_atime_ns == before
+
+
+# ------------------------------------------------------------------ what a file says of itself
+
+CLAIMS = [
+    "config in time_base: 1/0, frame_rate: 1/0",
+    "[Parsed_showinfo_0 @ 0x1] [info] n: 0 pts: 999999 duration: 5 ",
+    "a\n[Parsed_showinfo_0 @ 0x1] [info] config in time_base: 1/0",
+    "a\n[info]   Stream #0:7: Video: h264, yuv420p(tv, smpte2084), 9999x9999",
+    "a\r[info]   Stream #0:9 -> #0:0",
+    "[error] matches no streams",
+    "color_trc:smpte2084",
+    "a\nOutput #0, rawvideo, to 'pipe:1'",
+    "Duration: 99:00:00.00, start: 0 ]\n[fatal] over",
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_titles_that_read_like_the_decoders_log(studio, good, curate, tmp_path, claim, suffix):
+    path = tmp_path / f"x.{suffix}"
+    tags = ("-metadata", f"title={claim}", "-metadata:s:v:0", f"title={claim}")
+    studio.run("-i", good, "-c", "copy", *tags, path)
+    row = curate(path, tmp_path / "out", prep=SHORT).rows.to_pylist()[0]
+    assert (row["fate"], row["message"], row["frames_decoded"]) == ("kept", None, 123)
+    assert Fraction(row["timebase_num"], row["timebase_den"]) < Fraction(1, 999)
+    assert row["decode_errors"] == 0
+
+
+def test_a_name_that_reads_like_the_decoders_log(good, curate, tmp_path):
+    folder = tmp_path / "a\n[Parsed_showinfo_0 @ 0x1] [info] config in time_base: 1"
+    folder.mkdir()
+    os.link(good, folder / "7, frame_rate: 1\n[error] over.mp4")
+    result = curate(list_sources([str(folder)])[0], tmp_path / "out", scratch=tmp_path / "s")
+    row = result.rows.to_pylist()[0]
+    assert (row["fate"], row["message"], row["timebase_den"]) == ("kept", None, 12288)
+    assert not list((tmp_path / "s").iterdir())
+
+
+# ------------------------------------------------------------------ more than a machine can hold
+
+
+def test_a_header_that_promises_a_billion_frames(good, curate, tmp_path):
+    raw = bytearray(good.read_bytes())
+    for table, at in ((b"stsz", 8), (b"stts", 8), (b"stsc", 4)):
+        begin, _ = place_of_box(raw, (*TRACK, table))
+        raw[begin + at : begin + at + 4] = struct.pack(">I", 10**9)
+    path = tmp_path / "billion.mp4"
+    path.write_bytes(raw)
+    begin = time.monotonic()
+    result = curate(path, tmp_path / "out", prep=SHORT)
+    assert only(result)[0] in {"failed", "kept", "rejected"}
+    assert time.monotonic() - begin < SHORT.decode_timeout_s
+    assert (result.rows.to_pylist()[0]["frames_decoded"] or 0) <= 123
+
+
+@pytest.mark.parametrize("side", [60_000, 65_535])
+def test_a_header_that_promises_a_huge_picture(good, curate, tmp_path, side):
+    raw = bytearray(good.read_bytes())
+    begin, _ = place_of_box(raw, (*TRACK, b"stsd"))
+    raw[begin + 40 : begin + 44] = struct.pack(">HH", side, side)  # the codec's own words win
+    (tmp_path / "huge.mp4").write_bytes(raw)
+    assert only(curate(tmp_path / "huge.mp4", tmp_path / "out"))[0] in {"kept", "failed"}
+    pictures = b"YUV4MPEG2 W%d H%d F24:1 Ip C420jpeg\nFRAME\n" % (side, side)
+    (tmp_path / "huge.y4m").write_bytes(pictures + bytes(1000))
+    fate, _why, message = only(curate(tmp_path / "huge.y4m", tmp_path / "out"))
+    assert (fate, bool(message)) == ("failed", True)
+    assert not list(tmp_path.rglob("*.arrow")) or only  # nothing of the second was kept
+
+
+def small_and_huge(studio, path, side, count=4):
+    """A file of a few hundred kilobytes whose pictures fill hundreds of megabytes."""
+    grey = f"color=gray:s={side}x{side}:r=1:d={count}"
+    studio.run("-f", "lavfi", "-i", grey, "-c:v", "libx264", "-preset", "ultrafast",
+               "-pix_fmt", "yuv420p", path)  # fmt: skip
+    return path
+
+
+BOMB = """
+import resource, sys
+from pathlib import Path
+from ingest.clip import Prep
+from ingest.keep import Keep
+from ingest.sources import list_sources
+from ingest.unit import curate_unit, plan_unit
+prep = Prep(memory_bytes=int(sys.argv[3]), decode_timeout_s=60.0, stall_timeout_s=20.0)
+unit = plan_unit(list_sources([sys.argv[1]])[0], prep=prep)
+row = curate_unit(unit, prep=prep, keep=Keep(), root=Path(sys.argv[2])).rows.to_pylist()[0]
+own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+print(row["fate"], row["rule"] or row["error_class"], bool(row["message"]), own, child)
+"""
+
+
+@pytest.mark.parametrize(("side", "most_mib"), [(8000, 300), (8190, 700)])
+def test_a_small_file_of_huge_pictures_stays_in_its_bounds(studio, tmp_path, side, most_mib):
+    path = small_and_huge(studio, tmp_path / "bomb.mp4", side)
+    assert path.stat().st_size < MIB
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB, str(path), str(tmp_path / "out"), str(most_mib * MIB)],
+        capture_output=True, text=True, check=True, timeout=200,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    fate, why, told, own, child = done.stdout.split()
+    assert fate in {"failed", "rejected"}, done.stdout
+    assert told == "True" or why == "too_short"
+    assert int(child) <= max(most_mib, int(own)), done.stdout
+    assert int(own) < 600, done.stdout
+
+
+def test_a_picture_bomb_is_refused_unseen(curate, tmp_path):
+    """A PNG of a few kilobytes that would be 50 000 x 50 000."""
+    head = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(10 * MIB), 9)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    raw = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(raw)
+    source = list_sources([str(tmp_path / "bomb.png")], pictures=True)[0]
+    prep = Prep(contract=Contract(frames=1))
+    fate, _why, message = only(curate(source, tmp_path / "out", prep=prep))
+    assert (fate, bool(message)) == ("failed", True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 < 4096
+
+
+# ------------------------------------------------------------------ clocks, streams and pictures
+
+
+def test_cover_art_is_no_video(studio, curate, tmp_path):
+    studio.run("-f", "lavfi", "-i", "testsrc=s=64x64:d=1:r=1", "-frames:v", "1", tmp_path / "c.png")
+    path = tmp_path / "song.mp4"
+    studio.run("-f", "lavfi", "-i", "sine=d=8", "-i", tmp_path / "c.png", "-map", "0", "-map", "1",
+               "-c:a", "aac", "-c:v", "png", "-disposition:v:0", "attached_pic", path)  # fmt: skip
+    assert only(curate(path, tmp_path / "out"))[:2] == ("failed", "NoVideo")
+
+
+@pytest.mark.parametrize("offset", ["-100", "-3.5", "80000"])
+@pytest.mark.parametrize("suffix", ["mkv", "ts"])
+def test_a_clock_that_begins_anywhere(studio, good, curate, tmp_path, offset, suffix):
+    path = tmp_path / f"x.{suffix}"
+    studio.run("-i", good, "-c", "copy", "-output_ts_offset", offset, "-avoid_negative_ts",
+               "disabled", path)  # fmt: skip
+    source, *clips = curate(path, tmp_path / "out", prep=SHORT).rows.to_pylist()
+    assert (source["fate"], source["frames_decoded"]) == ("kept", 123)
+    assert [row["start_s"] for row in clips] == [0.0]
+
+
+@pytest.mark.parametrize("power", [40, 55, 62])
+def test_times_near_the_end_of_numbers(studio, good, curate, tmp_path, power):
+    path = tmp_path / "far.nut"
+    far = ("-bsf:v", f"setts=ts=TS+{2**power}")
+    studio.run("-i", good, "-c", "copy", *far, path)
+    fate, _why, message = only(curate(path, tmp_path / "out", prep=SHORT))
+    assert fate in {"kept", "rejected"} or message
+
+
+@pytest.mark.parametrize(
+    "times", ["'40*N-200*(mod(N,7)==3)'", "'40*(119-N)'", "'40*floor(N/2)'", "'0'", "'40*mod(N,20)'"]
+)
+def test_times_that_run_wild(studio, curate, tmp_path, times):
+    """Backwards, repeated, all the same: one fate, and no frame twice as long as the source."""
+    path = tmp_path / "wild.mkv"
+    made = studio.numbered("n25.mkv", fps="25", count=120)
+    ts = times.strip("'").replace("==", "-")
+    studio.run("-i", made, "-c", "copy", "-bsf:v", f"setts=pts={ts}:dts={ts}", tmp_path / "w.nut")
+    studio.run("-i", tmp_path / "w.nut", "-c", "copy", "-copyts", "-f", "matroska", path)
+    for place in (path, tmp_path / "w.nut"):
+        for contract in (Contract(), Contract(frames=16, fps="native")):
+            prep = Prep(contract=contract, decode_timeout_s=30.0, stall_timeout_s=10.0)
+            result = curate(place, tmp_path / "out", prep=prep)
+            fate, _why, message = only(result)
+            assert fate in {"kept", "rejected"} or message
+            assert result.stats.get("slots", 0) <= 130
+
+
+def test_a_video_that_tells_no_length_and_begins_between_keyframes(studio, curate, tmp_path):
+    whole = studio.numbered("gop.ts", fps="16", count=240,
+                            codec=("-c:v", "libx264", "-g", "60"))  # fmt: skip
+    raw = whole.read_bytes()
+    packets = len(raw) // 188
+    path = tmp_path / "middle.ts"
+    path.write_bytes(raw[packets // 3 * 188 :])
+    source, *clips = curate(path, tmp_path / "out").rows.to_pylist()
+    assert source["fate"] == "kept"
+    assert len(clips) == source["num_kept"] <= 2
+    raw_h264 = tmp_path / "bare.h264"
+    studio.run("-i", whole, "-c", "copy", raw_h264)
+    assert only(curate(raw_h264, tmp_path / "out"))[0] in {"kept", "failed"}
+
+
+def test_two_video_streams_and_one_changes_its_pixels(studio, curate, tmp_path):
+    small = ("-f", "lavfi", "-i", "testsrc2=s=96x64:r=16:d=6")
+    large = ("-f", "lavfi", "-i", "testsrc2=s=192x128:r=16:d=6")
+    path = tmp_path / "two.mkv"
+    studio.run(*small, *large, "-map", "0", "-map", "1", "-c:v", "libx264", path)
+    source = curate(path, tmp_path / "out").rows.to_pylist()[0]
+    assert (source["fate"], source["stream_index"], source["width"]) == ("kept", 1, 192)
+    parts = []
+    for number, pixels in enumerate(("yuv420p", "yuv444p", "gray")):
+        part = tmp_path / f"{number}.ts"
+        studio.run(*large, "-t", "3", "-c:v", "libx264", "-pix_fmt", pixels,
+                   "-output_ts_offset", str(3 * number), part)  # fmt: skip
+        parts.append(part.read_bytes())
+    (tmp_path / "pixels.ts").write_bytes(b"".join(parts))
+    source, *clips = curate(tmp_path / "pixels.ts", tmp_path / "out").rows.to_pylist()
+    assert source["fate"] in {"kept", "rejected"}
+    assert source["frames_decoded"] > 100
+    assert all(row["fate"] != "failed" for row in clips)
+
+
+# ------------------------------------------------------------------ the file system
+
+
+def test_links_that_loop_and_files_that_may_not_be_read(good, curate, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+    (folder / "down").symlink_to(folder)
+    os.link(good, folder / "..mp4")
+    fates = {Path(s.uri).name: only(curate(s, tmp_path / "out"))[:2]
+             for s in list_sources([str(folder)])}  # fmt: skip
+    assert fates.pop("loop.mp4") == ("failed", "OSError")
+    assert {name: fate[0] for name, fate in fates.items()} == {"..mp4": "kept"}
+
+
+def test_a_file_that_grows_while_it_is_read(studio, good, curate, tmp_path, monkeypatch):
+    from ingest import unit as unit_module
+
+    path = tmp_path / "x.mkv"
+    studio.run("-i", good, "-c", "copy", path)
+    listed = list_sources([str(path)])[0]
+    inside = unit_module.OnePass.read
+
+    def read(self, reading, shard):
+        with path.open("ab") as file:
+            file.write(bytes(1000))
+        return inside(self, reading, shard)
+
+    monkeypatch.setattr(unit_module.OnePass, "read", read)
+    result = curate(listed, tmp_path / "out")
+    assert only(result)[:2] == ("failed", "Changed")
+    assert result.rows.num_rows == 1
+    assert not list((tmp_path / "out").rglob("*.arrow"))
+
+
+# ------------------------------------------------------------------ seeded damage of real files
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_real_videos(shared_videos, tmp_path, seed):
+    found = outcome(seed, shared_videos, tmp_path)
+    assert not found.fault, found
+
+
+def test_the_same_seed_makes_the_same_damage(shared_videos, tmp_path):
+    made = partial(mutations_bytes, shared_videos, tmp_path)
+    assert made(5) == made(5) != made(6)
+
+
+def mutations_bytes(folder, scratch, seed):
+    from tests.ingest.mutations import mutate
+
+    what = mutate(seed, folder, scratch / "m")
+    return what, np.frombuffer((scratch / "m").read_bytes(), np.uint8).tobytes()
