@@ -135,12 +135,10 @@ def test_what_points_elsewhere_is_not_followed(good, curate, tmp_path, target):
 
 def test_a_followed_pointer_would_be_seen(good, tmp_path):
     """The control: an ffmpeg without our limits does open what the pointers name."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    pointers(folder, str(good), 9)
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-f", "hls",
-               "-allowed_extensions", "ALL", "-extension_picky", "0",
-               "-i", folder / "hls.mp4", "-f", "null", "-"]  # fmt: skip
+    (tmp_path / "secret.bin").symlink_to(good)
+    (tmp_path / "x.mp4").write_text("ffconcat version 1.0\nfile secret.bin\n")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin",
+               "-i", tmp_path / "x.mp4", "-f", "null", "-"]  # fmt: skip
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
@@ -353,22 +351,19 @@ def test_times_near_the_end_of_numbers(studio, good, curate, tmp_path, power):
 
 
 @pytest.mark.parametrize(
-    "times", ["'40*N-200*(mod(N,7)==3)'", "'40*(119-N)'", "'40*floor(N/2)'", "'0'", "'40*mod(N,20)'"]
+    "times",
+    ["40*N-200*eq(mod(N\\,7)\\,3)", "40*(119-N)", "40*floor(N/2)", "0*N", "40*mod(N\\,20)"],
 )
 def test_times_that_run_wild(studio, curate, tmp_path, times):
     """Backwards, repeated, all the same: one fate, and no frame twice as long as the source."""
-    path = tmp_path / "wild.mkv"
     made = studio.numbered("n25.mkv", fps="25", count=120)
-    ts = times.strip("'").replace("==", "-")
-    studio.run("-i", made, "-c", "copy", "-bsf:v", f"setts=pts={ts}:dts={ts}", tmp_path / "w.nut")
-    studio.run("-i", tmp_path / "w.nut", "-c", "copy", "-copyts", "-f", "matroska", path)
-    for place in (path, tmp_path / "w.nut"):
-        for contract in (Contract(), Contract(frames=16, fps="native")):
-            prep = Prep(contract=contract, decode_timeout_s=30.0, stall_timeout_s=10.0)
-            result = curate(place, tmp_path / "out", prep=prep)
-            fate, _why, message = only(result)
-            assert fate in {"kept", "rejected"} or message
-            assert result.stats.get("slots", 0) <= 130
+    studio.run("-i", made, "-c", "copy", "-bsf:v", f"setts=pts={times}:dts=40*N", tmp_path / "w.mkv")
+    for contract in (Contract(), Contract(frames=16, fps="native")):
+        prep = Prep(contract=contract, decode_timeout_s=30.0, stall_timeout_s=10.0)
+        result = curate(tmp_path / "w.mkv", tmp_path / "out", prep=prep)
+        fate, why, message = only(result)
+        assert fate in {"kept", "rejected"} or message, why
+        assert result.stats.get("slots", 0) <= 130
 
 
 def test_a_video_that_tells_no_length_and_begins_between_keyframes(studio, curate, tmp_path):
