@@ -259,15 +259,6 @@ def test_a_header_that_promises_a_huge_picture(good, curate, tmp_path, side):
     (tmp_path / "huge.y4m").write_bytes(pictures + bytes(1000))
     fate, _why, message = only(curate(tmp_path / "huge.y4m", tmp_path / "out"))
     assert (fate, bool(message)) == ("failed", True)
-    assert not list(tmp_path.rglob("*.arrow")) or only  # nothing of the second was kept
-
-
-def small_and_huge(studio, path, side, count=4):
-    """A file of a few hundred kilobytes whose pictures fill hundreds of megabytes."""
-    grey = f"color=gray:s={side}x{side}:r=1:d={count}"
-    studio.run("-f", "lavfi", "-i", grey, "-c:v", "libx264", "-preset", "ultrafast",
-               "-pix_fmt", "yuv420p", path)  # fmt: skip
-    return path
 
 
 BOMB = """
@@ -286,10 +277,19 @@ print(row["fate"], row["rule"] or row["error_class"], bool(row["message"]), own,
 """
 
 
-@pytest.mark.parametrize(("side", "most_mib"), [(8000, 300), (8190, 700)])
-def test_a_small_file_of_huge_pictures_stays_in_its_bounds(studio, tmp_path, side, most_mib):
-    path = small_and_huge(studio, tmp_path / "bomb.mp4", side)
-    assert path.stat().st_size < MIB
+@pytest.fixture(scope="module")
+def bomb(studio):
+    """A file of some kilobytes whose pictures fill hundreds of megabytes."""
+    path = studio.folder / "bomb.mkv"
+    grey = "color=gray:s=8000x8000:r=1:d=2"
+    studio.run("-f", "lavfi", "-i", grey, "-c:v", "mjpeg", "-q:v", "31", path)
+    return path
+
+
+@pytest.mark.parametrize("most_mib", [200, 700])
+def test_a_small_file_of_huge_pictures_stays_in_its_bounds(bomb, tmp_path, most_mib):
+    path = bomb
+    assert path.stat().st_size < 2 * MIB
     done = subprocess.run(
         [sys.executable, "-c", BOMB, str(path), str(tmp_path / "out"), str(most_mib * MIB)],
         capture_output=True, text=True, check=True, timeout=200,
@@ -330,8 +330,9 @@ def test_cover_art_is_no_video(studio, curate, tmp_path):
     assert only(curate(path, tmp_path / "out"))[:2] == ("failed", "NoVideo")
 
 
-@pytest.mark.parametrize("offset", ["-100", "-3.5", "80000"])
-@pytest.mark.parametrize("suffix", ["mkv", "ts"])
+@pytest.mark.parametrize(
+    ("offset", "suffix"), [("-100", "mkv"), ("80000", "mkv"), ("-3.5", "ts"), ("80000", "ts")]
+)
 def test_a_clock_that_begins_anywhere(studio, good, curate, tmp_path, offset, suffix):
     path = tmp_path / f"x.{suffix}"
     studio.run("-i", good, "-c", "copy", "-output_ts_offset", offset, "-avoid_negative_ts",
@@ -409,11 +410,11 @@ def test_links_that_loop_and_files_that_may_not_be_read(good, curate, tmp_path):
     folder.mkdir()
     (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
     (folder / "down").symlink_to(folder)
-    os.link(good, folder / "..mp4")
+    os.link(good, folder / "a..b.mp4")
     fates = {Path(s.uri).name: only(curate(s, tmp_path / "out"))[:2]
              for s in list_sources([str(folder)])}  # fmt: skip
     assert fates.pop("loop.mp4") == ("failed", "OSError")
-    assert {name: fate[0] for name, fate in fates.items()} == {"..mp4": "kept"}
+    assert {name: fate[0] for name, fate in fates.items()} == {"a..b.mp4": "kept"}
 
 
 def test_a_file_that_grows_while_it_is_read(studio, good, curate, tmp_path, monkeypatch):
