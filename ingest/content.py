@@ -98,7 +98,9 @@ def local(source: Source, scratch: Path | str, *, max_bytes: int) -> Iterator[Lo
         if source.frames_fps is not None:
             listed = frames.unchanged(source)
             path = frames.bring(source, listed, frames.check(listed, max_bytes), folder)
-        elif on_disk:  # what follows a line break in a name could pass for a line of the decoder's log
+        elif (
+            on_disk
+        ):  # what follows a line break in a name could pass for a line of the decoder's log
             path = str(folder / "source")
             Path(path).symlink_to(source.uri)
         else:

@@ -32,9 +32,7 @@ _COMPLAINT = re.compile(COMPLAINT)
 _TICKS = re.compile(r"^#tb \d+: (\d+)/(\d+)")
 _NO_TICK = -(1 << 63)
 _ALPHA = re.compile(r"rgba|bgra|argb|abgr|ya\d|yuva|gbrap|pal8")
-_DURATION = re.compile(
-    r"^\[info\]   Duration: (\d+):(\d\d):(\d\d\.\d+), start:", re.MULTILINE
-)
+_DURATION = re.compile(r"^\[info\]   Duration: (\d+):(\d\d):(\d\d\.\d+), start:", re.MULTILINE)
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 
 

@@ -26,7 +26,9 @@ FPS = 16
 SECONDS = 4
 LINES_PX = 64  # of the grey pictures that are compared
 MARGIN = 1.5  # a neighbour's distance over that of the right frame, at least
-TELLING_LEVELS = 1.0  # what a neighbour must differ, for the choice between the two to mean anything
+TELLING_LEVELS = (
+    1.0  # what a neighbour must differ, for the choice between the two to mean anything
+)
 LEAST_TELLING = 0.5  # share of the slots in which both neighbours differ that much
 PLAIN = Prep(crop_bars=False)
 RATES = ("24000/1001", "25", "30000/1001", "30", "50", "60000/1001", "60")
@@ -90,7 +92,9 @@ def law(path: Path, prep: Prep = PLAIN) -> float:
     else:
         wanted = [bisect_right(times, Fraction(k, FPS)) - 1 for k in range(len(got_THW))]
         slots = int(times[-1] * FPS) + 1  # and the last frame stays for its own length
-        assert 0 <= len(got_THW) - slots <= FPS * max(b - a for a, b in itertools.pairwise(times)) + 1
+        assert (
+            0 <= len(got_THW) - slots <= FPS * max(b - a for a, b in itertools.pairwise(times)) + 1
+        )
     assert len(got_THW) == len(wanted)
     assert reading.frames_decoded == len(times)
     return _compared(got_THW, truth.small_THW, wanted)
@@ -109,7 +113,9 @@ def _compared(got_THW: np.ndarray, truth_THW: np.ndarray, wanted: list[int]) -> 
                 told = False
                 continue
             far = apart(got_THW[slot], truth_THW[neighbour])
-            assert far > MARGIN * near, f"slot {slot}: frame {right} {near:.2f}, {neighbour} {far:.2f}"
+            assert far > MARGIN * near, (
+                f"slot {slot}: frame {right} {near:.2f}, {neighbour} {far:.2f}"
+            )
         telling += told
     return telling / len(wanted)
 
@@ -130,7 +136,9 @@ def test_slots_of_real_videos_at_every_rate(studio, shared_videos, rate):
         path = remade(studio, shared_videos / source, f"{rate.replace('/', '_')}.{suffix}",
                       "-vf", clock, "-r", rate)  # fmt: skip
         assert law(path) > LEAST_TELLING
-    assert law(path, Prep(crop_bars=False, contract=Contract(frames=16, fps="native"))) > LEAST_TELLING
+    assert (
+        law(path, Prep(crop_bars=False, contract=Contract(frames=16, fps="native"))) > LEAST_TELLING
+    )
 
 
 def test_the_comparison_tells_a_shifted_clock(studio, shared_videos):
@@ -199,7 +207,9 @@ def test_facts_of_every_clean_shared_video(curated, shared_videos):
         if row["crop_width"]:  # the picture inside its bars: the shape of the whole is asked anew
             width, height = ffmpeg.probe(str(shared_videos / name), PLAIN).display_size
         assert facts["rotation"] == 0, "none of them is turned, or this test must know"
-        assert Fraction(width, height) == pytest.approx(Fraction(*facts["display_size"]), rel=0.02), name
+        assert Fraction(width, height) == pytest.approx(
+            Fraction(*facts["display_size"]), rel=0.02
+        ), name
         clips = [clip for clip in result.rows.to_pylist() if clip["kind"] == "clip"]
         assert all(clip["end_s"] <= facts["video_span_s"] + 1 / FPS for clip in clips), name
 
