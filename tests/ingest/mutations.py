@@ -127,14 +127,12 @@ def _fault(source: dict, clips: list[dict], root: Path) -> str:
         return "not one row for the source"
     if source["fate"] not in FATES or (source["fate"] == "failed" and not source["message"]):
         return f"no reason: {source['fate']} {source['message']!r}"
-    if source["fate"] == "failed" and clips:
-        return "a failed source has clips"
     if (source["num_candidates"], source["num_kept"]) != (len(clips), len(kept)):
         return "the counts are wrong"
     if bool(kept) != (source["fate"] == "kept"):
         return f"{len(kept)} kept clips of a source that is {source['fate']}"
-    if source["fate"] == "failed" and list(root.rglob("*.arrow")):
-        return "a failed source left a shard"
+    if source["fate"] == "failed" and (clips or list(root.rglob("*.arrow"))):
+        return "a failed source left clips or a shard"
     for row in kept:
         where = row["offset"], row["length"], row["crc32"]
         check_payload(bytes(read_payload(root, row["shard"], *where)), PREP.contract)

@@ -37,25 +37,23 @@ SOURCES = ("mdn_elf.mp4", "tmh_VP9-tractor.webm", "mdn_frog.webm")  # that move 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """What PyAV says of a file: frames as small grey pictures, the exact time of each, turned how."""
+    """What PyAV says of a file: frames as small grey pictures, and the exact time of each."""
 
-    small_THW: np.ndarray
+    pictures: np.ndarray
     times_s: list[Fraction]
-    rotation: int
 
 
 def seen(path: Path, size: tuple[int, int]) -> Seen:
     """Decode with PyAV; pictures upright and shrunk by area to `size` (width, height)."""
-    smalls, times, rotation = [], [], 0
+    smalls, times = [], []
     with av.open(str(path)) as container:
         stream = max(container.streams.video, key=lambda one: (one.width * one.height, -one.index))
         stream.thread_type = "NONE"
         for frame in container.decode(stream):
-            rotation = frame.rotation
-            turned = size if rotation % 180 == 0 else size[::-1]
-            smalls.append(np.rot90(_grey(frame, turned), rotation // 90))
+            turned = size if frame.rotation % 180 == 0 else size[::-1]
+            smalls.append(np.rot90(_grey(frame, turned), frame.rotation // 90))
             times.append(frame.pts * frame.time_base)
-    return Seen(small_THW=np.stack(smalls), times_s=times, rotation=rotation)
+    return Seen(pictures=np.stack(smalls), times_s=times)
 
 
 def _grey(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
@@ -97,7 +95,7 @@ def law(path: Path, prep: Prep = PLAIN) -> float:
         )
     assert len(got_THW) == len(wanted)
     assert reading.frames_decoded == len(times)
-    return _compared(got_THW, truth.small_THW, wanted)
+    return _compared(got_THW, truth.pictures, wanted)
 
 
 def _compared(got_THW: np.ndarray, truth_THW: np.ndarray, wanted: list[int]) -> float:
@@ -148,9 +146,9 @@ def test_the_comparison_tells_a_shifted_clock(studio, shared_videos):
     truth = seen(path, got_THW.shape[:0:-1])
     times = [at - truth.times_s[0] for at in truth.times_s]
     wanted = [bisect_right(times, Fraction(k, FPS)) - 1 for k in range(len(got_THW))]
-    assert _compared(got_THW, truth.small_THW, wanted) > LEAST_TELLING
+    assert _compared(got_THW, truth.pictures, wanted) > LEAST_TELLING
     with pytest.raises(AssertionError, match="slot"):
-        _compared(got_THW, truth.small_THW, [min(n + 1, len(times) - 1) for n in wanted])
+        _compared(got_THW, truth.pictures, [min(n + 1, len(times) - 1) for n in wanted])
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])

@@ -1,33 +1,26 @@
 """Sources that mean harm, or look as if: one fate each with a reason, and nothing else touched."""
 
-import ctypes
-import io
 import os
 import resource
-import socket
 import struct
 import subprocess
 import sys
-import tarfile
-import threading
 import time
 import zlib
-from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-import imageio_ffmpeg
-import numpy as np
 import pytest
 
 from ingest.clip import Contract, Prep
+from ingest.onepass import OnePass
 from ingest.sources import list_sources
-from tests.ingest.mutations import outcome
+from tests.ingest.boxes import TRACK, place_of_box
+from tests.ingest.mutations import mutate, outcome
 
 SHORT = Prep(decode_timeout_s=30.0, stall_timeout_s=10.0)
 MIB = 1 << 20
-IN_OPEN = 0x20
 
 
 def only(result):
@@ -38,182 +31,6 @@ def only(result):
 @pytest.fixture(scope="module")
 def good(studio):
     return studio.numbered("n24.mp4", fps="24", count=123)
-
-
-# ------------------------------------------------------------------ nothing else is opened
-
-
-@contextmanager
-def listener():
-    """A socket on loopback that counts who comes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        came = []
-
-        def accept():
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                came.append(connection.recv(1000) or b"?")
-                connection.close()
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield server.getsockname()[1], came
-        with socket.create_connection(server.getsockname()) as last:
-            last.sendall(b"last")
-        deadline = time.monotonic() + 5
-        while b"last" not in came and time.monotonic() < deadline:
-            time.sleep(0.01)
-        server.shutdown(socket.SHUT_RDWR)
-    assert came == [b"last"]  # the listener worked, and was not called before
-
-
-@contextmanager
-def untouched(path):
-    """Fail when anybody opens a file in the meantime; the kernel tells (inotify)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    watch = libc.inotify_init1(os.O_NONBLOCK)
-    assert watch >= 0
-    assert libc.inotify_add_watch(watch, os.fsencode(path), IN_OPEN) >= 0
-    try:
-        yield
-        with pytest.raises(BlockingIOError):
-            os.read(watch, 4096)
-        path.read_bytes()
-        assert os.read(watch, 4096)  # it would have been told
-    finally:
-        os.close(watch)
-
-
-HLS = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n"
-DASH = """<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"
- mediaPresentationDuration="PT9S" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period>
-<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="9" width="192" height="128">
-<BaseURL>{target}</BaseURL></Representation></AdaptationSet></Period></MPD>"""
-SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {port} RTP/AVP 96\n"
-POINTERS = {
-    "hls": HLS,
-    "concat": "ffconcat version 1.0\nfile '{target}'\n",
-    "concat_unsafe": "ffconcat version 1.0\nfile {target}\noption safe 0\n",
-    "dash": DASH,
-    "sdp": SDP + "a=rtpmap:96 H264/90000\n",
-    "rtsp": "RTSPtext\nrtsp://127.0.0.1:{port}/x\n",
-    "asx": '<asx version="3.0"><entry><ref href="{target}"/></entry></asx>',
-    "key": HLS.replace("#EXTINF", '#EXT-X-KEY:METHOD=AES-128,URI="{target}"\n#EXTINF'),
-    "crypto": HLS.replace("{target}", "crypto:{target}"),
-    "subfile": HLS.replace("{target}", "subfile,,start,0,end,0,,:{target}"),
-    "concat_protocol": HLS.replace("{target}", "concat:{target}|{target}"),
-}
-
-
-def pointers(folder, target, port):
-    """Each kind of pointer under its own name and disguised; and the last in a tar."""
-    for kind, text in POINTERS.items():
-        words = text.replace("{target}", target).replace("{port}", str(port)).encode()
-        (folder / f"{kind}.mp4").write_bytes(words)
-    (folder / "list.m3u8").write_bytes(HLS.replace("{target}", target).encode())
-    (folder / "list.ffconcat").write_bytes(POINTERS["concat"].replace("{target}", target).encode())
-    (folder / "list.mpd").write_bytes(DASH.replace("{target}", target).encode())
-    (folder / "list.sdp").write_bytes(SDP.replace("{port}", str(port)).encode())
-    with tarfile.open(folder / "pointers.tar", "w") as tar:
-        for kind in POINTERS:
-            words = (folder / f"{kind}.mp4").read_bytes()
-            entry = tarfile.TarInfo(f"in/{kind}.mp4")
-            entry.size = len(words)
-            tar.addfile(entry, io.BytesIO(words))
-
-
-@pytest.mark.parametrize("target", ["secret", "file", "http", "tcp", "relative"])
-def test_what_points_elsewhere_is_not_followed(good, curate, tmp_path, target):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    os.link(good, folder / "secret.bin")  # a real video, that would be kept if it were read
-    with listener() as (port, came):
-        place = {
-            "secret": str(folder / "secret.bin"),
-            "file": f"file:{folder / 'secret.bin'}",
-            "http": f"http://127.0.0.1:{port}/x.mp4",
-            "tcp": f"tcp://127.0.0.1:{port}",
-            "relative": "secret.bin",
-        }[target]
-        pointers(folder, place, port)
-        listed = list_sources([str(folder), str(folder / "list.*")])
-        assert len(listed) == 2 * len(POINTERS) + 4
-        with untouched(folder / "secret.bin"):
-            for source in listed:
-                result = curate(source, tmp_path / "out", prep=SHORT, scratch=tmp_path / "s")
-                fate, why, message = only(result)
-                assert (fate, why) == ("failed", "NotAVideo"), source.uri
-                assert message
-        assert not came
-    assert not list((tmp_path / "out").rglob("*.arrow"))
-
-
-def test_a_followed_pointer_would_be_seen(good, tmp_path):
-    """The control: an ffmpeg without our limits does open what the pointers name."""
-    (tmp_path / "secret.bin").symlink_to(good)
-    (tmp_path / "x.mp4").write_text("ffconcat version 1.0\nfile secret.bin\n")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin",
-               "-i", tmp_path / "x.mp4", "-f", "null", "-"]  # fmt: skip
-    assert subprocess.run(command, timeout=60, check=False).returncode == 0
-
-
-def box(kind, *parts):
-    body = b"".join(parts)
-    return struct.pack(">I", 8 + len(body)) + kind + body
-
-
-def boxes(raw, start=0, end=None):
-    end = len(raw) if end is None else end
-    while start + 8 <= end:
-        size, kind = struct.unpack(">I4s", raw[start : start + 8])
-        yield kind, start, max(8, size)
-        start += max(8, size)
-
-
-def place_of_box(raw, path):
-    start, end = 0, len(raw)
-    for wanted in path:
-        _, start, size = next(found for found in boxes(raw, start, end) if found[0] == wanted)
-        start, end = start + 8, start + size
-    return start, end
-
-
-TRACK = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
-
-
-@pytest.mark.parametrize("kind", [b"alis", b"url "])
-def test_a_video_whose_data_lie_in_another_file(good, curate, tmp_path, kind):
-    """A QuickTime reference file: its samples are to be read from a file that it names."""
-    secret = tmp_path / "secret.bin"
-    os.link(good, secret)
-    raw = bytearray(good.read_bytes())
-    begin, end = place_of_box(raw, (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"))
-    name = str(secret).encode()
-    name += bytes(len(name) % 2)
-    alias = bytes(150) + struct.pack(">hh", 2, len(name)) + name + b"\xff\xff\0\0"
-    entry = box(kind, bytes(4), alias if kind == b"alis" else b"file://" + name + b"\0")
-    raw[begin:end] = bytes(4) + struct.pack(">I", 1) + entry
-    grown = 8 + len(entry) - (end - begin)
-    for depth in range(1, 7):
-        path = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref")[:depth]
-        at, _ = place_of_box(good.read_bytes(), path)
-        (size,) = struct.unpack(">I", good.read_bytes()[at - 8 : at - 4])
-        raw[at - 8 : at - 4] = struct.pack(">I", size + grown)
-    media, media_end = place_of_box(raw, (b"mdat",))
-    raw[media:media_end] = bytes(media_end - media)  # what it says itself is nothing
-    path = tmp_path / "reference.mov"
-    path.write_bytes(raw)
-    with untouched(secret):
-        fate, why, message = only(curate(path, tmp_path / "out", prep=SHORT))
-    assert fate == "failed", (why, message)
-    assert message
-    if kind == b"alis":  # the control: an ffmpeg that is told to follow does
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-enable_drefs", "1",
-                   "-use_absolute_path", "1", "-i", path, "-f", "null", "-"]  # fmt: skip
-        done = subprocess.run(command, timeout=60, check=True, capture_output=True)
-        assert not done.stderr, done.stderr
 
 
 # ------------------------------------------------------------------ what a file says of itself
@@ -233,7 +50,8 @@ CLAIMS = [
 
 @pytest.mark.parametrize("claim", CLAIMS)
 @pytest.mark.parametrize("suffix", ["mkv", "mp4"])
-def test_titles_that_read_like_the_decoders_log(studio, good, curate, tmp_path, claim, suffix):
+def test_titles_that_read_like_the_decoders_log(studio, curate, tmp_path, claim, suffix):
+    good = studio.numbered("n24.mp4", fps="24", count=123)
     path = tmp_path / f"x.{suffix}"
     tags = ("-metadata", f"title={claim}", "-metadata:s:v:0", f"title={claim}")
     studio.run("-i", good, "-c", "copy", *tags, path)
@@ -357,7 +175,8 @@ def test_cover_art_is_no_video(studio, curate, tmp_path):
 @pytest.mark.parametrize(
     ("offset", "suffix"), [("-100", "mkv"), ("80000", "mkv"), ("-3.5", "ts"), ("80000", "ts")]
 )
-def test_a_clock_that_begins_anywhere(studio, good, curate, tmp_path, offset, suffix):
+def test_a_clock_that_begins_anywhere(studio, curate, tmp_path, offset, suffix):
+    good = studio.numbered("n24.mp4", fps="24", count=123)
     path = tmp_path / f"x.{suffix}"
     studio.run("-i", good, "-c", "copy", "-output_ts_offset", offset, "-avoid_negative_ts",
                "disabled", path)  # fmt: skip
@@ -444,19 +263,17 @@ def test_links_that_loop_and_files_that_may_not_be_read(good, curate, tmp_path):
 
 
 def test_a_file_that_grows_while_it_is_read(studio, good, curate, tmp_path, monkeypatch):
-    from ingest import unit as unit_module
-
     path = tmp_path / "x.mkv"
     studio.run("-i", good, "-c", "copy", path)
     listed = list_sources([str(path)])[0]
-    inside = unit_module.OnePass.read
+    inside = OnePass.read
 
     def read(self, reading, shard):
         with path.open("ab") as file:
             file.write(bytes(1000))
         return inside(self, reading, shard)
 
-    monkeypatch.setattr(unit_module.OnePass, "read", read)
+    monkeypatch.setattr(OnePass, "read", read)
     result = curate(listed, tmp_path / "out")
     assert only(result)[:2] == ("failed", "Changed")
     assert result.rows.num_rows == 1
@@ -473,12 +290,10 @@ def test_damaged_real_videos(shared_videos, tmp_path, seed):
 
 
 def test_the_same_seed_makes_the_same_damage(shared_videos, tmp_path):
-    made = partial(mutations_bytes, shared_videos, tmp_path)
+    made = partial(damaged, shared_videos, tmp_path)
     assert made(5) == made(5) != made(6)
 
 
-def mutations_bytes(folder, scratch, seed):
-    from tests.ingest.mutations import mutate
-
+def damaged(folder, scratch, seed):
     what = mutate(seed, folder, scratch / "m")
-    return what, np.frombuffer((scratch / "m").read_bytes(), np.uint8).tobytes()
+    return what, (scratch / "m").read_bytes()
