@@ -121,7 +121,7 @@ print(row["fate"], row["rule"] or row["error_class"], bool(row["message"]), own,
 def bomb(studio):
     """A file of some kilobytes whose pictures fill hundreds of megabytes."""
     path = studio.folder / "bomb.mkv"
-    barred = "color=gray:s=8000x6000:r=1:d=3,pad=8000:8000:0:1000:black,noise=alls=9:allf=t"
+    barred = "color=gray:s=6000x4800:r=1:d=2,pad=6000:6000:0:600:black,noise=alls=9:allf=t"
     studio.run("-f", "lavfi", "-i", barred, "-c:v", "mjpeg", "-q:v", "31", path)
     return path
 
