@@ -6,7 +6,6 @@ factor of MARGIN, wherever the neighbours differ from it at all (a still scene t
 """
 
 import itertools
-import json
 from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
@@ -185,30 +184,6 @@ def test_slots_of_pixels_that_are_not_square(studio, shared_videos, aspect):
     assert law(path) > LEAST_TELLING
     width, height = ffmpeg.probe(str(path), PLAIN).display_size
     assert Fraction(width, height) == pytest.approx(Fraction(320, 180) * Fraction(aspect), rel=0.01)
-
-
-# ------------------------------------------------------------------ the facts of the shared videos
-
-
-def test_facts_of_every_clean_shared_video(curated, shared_videos):
-    """Frames, length and shape of each file, as three other decoders found them (truth.json)."""
-    truth = json.loads((shared_videos / "truth.json").read_text())
-    clean = {name: facts for name, facts in truth.items() if facts.get("clean")}
-    assert len(clean) >= 35
-    for name, facts in clean.items():
-        result = curated.results[name]
-        row = result.rows.to_pylist()[0]
-        assert row["frames_decoded"] == facts["frames_decoded"], name
-        assert row["decode_errors"] == 0, name
-        assert result.stats["source_s"] == pytest.approx(facts["video_span_s"], abs=0.1), name
-        width, height = row["width"], row["height"]
-        if row["crop_width"]:  # the picture inside its bars: the shape of the whole is asked anew
-            width, height = ffmpeg.probe(str(shared_videos / name), PLAIN).display_size
-        assert facts["rotation"] == 0, "none of them is turned, or this test must know"
-        shape = Fraction(*facts["display_size"]) * Fraction(facts["sar"] or 1)
-        assert width / height == pytest.approx(float(shape), rel=0.02), name
-        clips = [clip for clip in result.rows.to_pylist() if clip["kind"] == "clip"]
-        assert all(clip["end_s"] <= facts["video_span_s"] + 1 / FPS for clip in clips), name
 
 
 @pytest.mark.parametrize("name", ["stream-of-water.mp4", "rabbit320.webm", "mdn_elf.mp4"])
