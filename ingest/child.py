@@ -54,11 +54,14 @@ def start(command: list[str], prep: Prep) -> "subprocess.Popen[bytes]":
 
 def ask(command: list[str], prep: Prep) -> tuple[bytes, bytes]:
     """Run ffmpeg and return its output and its log; raises SourceError when it takes too long."""
+    limit_s = min(PROBE_TIMEOUT_S, prep.decode_timeout_s)
     with start(command, prep) as child:
         try:
-            return child.communicate(timeout=PROBE_TIMEOUT_S)
+            return child.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired as slow:
-            why = f"no first frame within {PROBE_TIMEOUT_S:g} s"
+            why = f"no first frame within {limit_s:g} s"
+            if limit_s < PROBE_TIMEOUT_S:
+                why = f"no first frame within decode_timeout_s={limit_s:g}"
             raise SourceError("probe", "Timeout", why) from slow
         finally:
             child.kill()

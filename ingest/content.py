@@ -89,13 +89,20 @@ def local(source: Source, scratch: Path | str, *, max_bytes: int) -> Iterator[Lo
     when `scratch` is full or a store is out of reach.
     """
     check_readable(source, max_bytes)
-    if source.frames_fps is None and source.member is None and _place(source) == OnDisk(source.uri):
+    plain = source.frames_fps is None and source.member is None
+    on_disk = plain and _place(source) == OnDisk(source.uri)
+    if on_disk and "\n" not in source.uri:
         yield Local(path=source.uri)
         return
     with room(Path(scratch)) as folder:
         if source.frames_fps is not None:
             listed = frames.unchanged(source)
             path = frames.bring(source, listed, frames.check(listed, max_bytes), folder)
+        elif (
+            on_disk
+        ):  # what follows a line break in a name could pass for a line of the decoder's log
+            path = str(folder / "source")
+            Path(path).symlink_to(source.uri)
         else:
             path = str(folder / f"source{_known_suffix(source.uri)}")
             copy(_place(source), _offset(source), source.bytes, source.etag, Path(path))

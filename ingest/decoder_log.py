@@ -8,18 +8,19 @@ from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING
 
 from ingest.clip import Prep
-from ingest.streams import Part, VideoInfo, plain
+from ingest.streams import COMPLAINT, SHOWN, Part, VideoInfo, plain
 
 if TYPE_CHECKING:
     import subprocess
 
-_TIMEBASE = re.compile(rb"config in time_base: (\d+)/(\d+)")
-_FRAME = re.compile(rb"\] n: *\d+ pts: *(-?\d+) (?:.*? duration: *(\d+) )?")
-_NO_TIME = re.compile(rb"\] n: *\d+ pts: *NOPTS")
-_TRANSFER = re.compile(rb"color_trc:(\S+)")
-_ERROR = re.compile(rb"\[(?:error|fatal)\]")
-_DAMAGED = re.compile(rb"corrupt decoded frame|concealing \d+ ")
-_BROKEN_PICTURE = re.compile(rb"EOI missing|CRC mismatch")
+_FILTER = SHOWN.encode()  # what a file says of itself may read like any of this, but is indented
+_TIMEBASE = re.compile(_FILTER + rb"config in time_base: (\d+)/(\d+)")
+_FRAME = re.compile(_FILTER + rb"n: *\d+ pts: *(-?\d+) (?:.*? duration: *(\d+) )?")
+_NO_TIME = re.compile(_FILTER + rb"n: *\d+ pts: *NOPTS")
+_TRANSFER = re.compile(_FILTER + rb".*color_trc:(\S+)")
+_ERROR = re.compile(COMPLAINT.encode())
+_DAMAGED = re.compile(rb"^\[[^\]]+ @ 0x[^\]]+\] .*(?:corrupt decoded frame|concealing \d+ )")
+_BROKEN_PICTURE = re.compile(rb"^\[[^\]]+ @ 0x[^\]]+\] .*(?:EOI missing|CRC mismatch)")
 
 
 class DecoderLog(threading.Thread):
@@ -79,7 +80,7 @@ class DecoderLog(threading.Thread):
 
     def _other(self, line: bytes) -> None:
         if not self.timebase and (found := _TIMEBASE.search(line)):
-            self.timebase = Fraction(int(found[1]), int(found[2]))
+            self.timebase = Fraction(int(found[1]), int(found[2]) or 1)
         elif not self.transfer and (found := _TRANSFER.search(line)):
             self.transfer = found[1].decode()
         elif self.times is not None and _NO_TIME.search(line):

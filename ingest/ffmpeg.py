@@ -5,6 +5,7 @@ file and nothing else: no network, and no format that points at other files (pla
 `fps=round=up` gives slot n the last frame with pts <= n/fps, which is the frame on screen then.
 """
 
+import hashlib
 import os
 import subprocess
 import threading
@@ -42,6 +43,7 @@ DEMUXERS = (
 SCALE_FLAGS = "area+accurate_rnd+full_chroma_int+bitexact"
 ENCODE_TIMEOUT_S = 600.0
 BAR_FRAMES = 5
+BAR_PIXELS = 50_000_000  # in all of them: five of 4K, two of 8K, which this process must hold
 
 
 class EncodeError(RuntimeError):
@@ -136,7 +138,7 @@ def _pace(uri: str, info: VideoInfo, prep: Prep) -> Pace:
 
 def _note_rate(stream: IO[bytes], log: list[str]) -> None:
     for line in stream:  # to its end, for a full pipe would stop the reading
-        if b"frame_rate:" in line and not log:
+        if line.startswith(b"[Parsed_showinfo") and b"frame_rate:" in line and not log:
             log.append(line.decode("utf-8", "replace"))
 
 
@@ -158,20 +160,25 @@ def bars_of(uri: str, info: VideoInfo, prep: Prep) -> Crop | None:
     there is shows that there are no bars, they are one of each of its first seconds.
     """
     size = (info.width // 2 * 2, info.height // 2 * 2)
-    spread = [info.duration_s * (2 * k + 1) / (2 * BAR_FRAMES) for k in range(BAR_FRAMES)]
+    num = max(LEAST_FRAMES, min(BAR_FRAMES, BAR_PIXELS // (info.width * info.height)))
+    spread = [info.duration_s * (2 * k + 1) / (2 * num) for k in range(num)]
     seekable = info.duration_s and not info.frames_fps
     inputs = [_input(prep, seek_s=at_s, keyframes=True) for at_s in spread if seekable]
     firsts = [i[str(info.stream_index)].filter("trim", end_frame=1) for i in inputs]
     found = _frames(uri, firsts, size, info, prep) if firsts else []
-    distinct = {frame.tobytes(): frame for frame in found}
+    distinct = {_hash(frame): frame for frame in found}
     if len(distinct) < LEAST_FRAMES and all(may_have_bars(planes.luma(f)) for f in found):
         begin = _input(prep, frames_fps=info.frames_fps)[str(info.stream_index)]
-        begin = begin.filter("trim", duration=BAR_FRAMES)
+        begin = begin.filter("trim", duration=num)
         found = _frames(uri, [begin.filter("fps", 1)], size, info, prep)
-        distinct = {frame.tobytes(): frame for frame in found}
+        distinct = {_hash(frame): frame for frame in found}
     crop = find_bars([planes.luma(frame) for frame in distinct.values()])
     least_px = prep.payload_short_side_px // 4
     return crop if crop and min(crop.width, crop.height) >= least_px else None
+
+
+def _hash(frame: np.ndarray) -> bytes:
+    return hashlib.sha256(frame.data).digest()
 
 
 def _frames(

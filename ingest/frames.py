@@ -30,12 +30,20 @@ def is_frame(name: str) -> bool:
     return not name.startswith(".") and suffix_of(name) in PICTURE_SUFFIXES
 
 
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder or a link to one; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def of_entries(entries: Iterable["os.DirEntry[str]"]) -> list[Frame]:
     """Return the frames among the entries of a folder, in natural order."""
     frames = [
         Frame(name=entry.name, facts=_facts(entry))
         for entry in entries
-        if is_frame(entry.name) and not entry.is_dir()
+        if is_frame(entry.name) and not is_folder(entry)
     ]
     return sorted(frames, key=lambda frame: natural(frame.name))
 

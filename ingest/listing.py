@@ -69,7 +69,7 @@ class _Walk:
                 yield from self._entry(entry)
 
     def _entry(self, entry: "os.DirEntry[str]") -> Iterator[Source]:
-        suffix, is_folder = suffix_of(entry.name), entry.is_dir()
+        suffix, is_folder = suffix_of(entry.name), frames.is_folder(entry)
         if suffix in self.wanted.suffixes:
             try:
                 status = entry.stat()

@@ -13,20 +13,26 @@ from ingest.sources import SourceError
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
 MATRICES = ("bt709", "bt470bg", "smpte170m", "fcc", "smpte240m", "bt2020nc", "bt2020c", "gbr")
 
+# Titles and tags of a file are in the log too, and may read like any of these; they are indented.
+SHOWN = r"^\[Parsed_showinfo_\d+ @ 0x[0-9a-f]+\] \[info\] "
+COMPLAINT = r"^(?:\[[^\]]*\] )*\[(?:error|fatal)\]"
 _STREAM = re.compile(
-    r"Stream #0:(\d+).*?: Video: \w+.*?, (\w+)(?:\(([^)]*)\))?,? .*?(\d{1,6})x(\d{1,6})"
+    r"^\[info\]   Stream #0:(\d+).*?: Video: \w+.*?, (\w+)(?:\(([^)]*)\))?,? .*?(\d{1,6})x(\d{1,6})",
+    re.MULTILINE,
 )
-_MAPPED = re.compile(r"Stream #0:(\d+) -> #0:(\d+)")
+_MAPPED = re.compile(r"^\[info\]   Stream #0:(\d+) -> #0:(\d+)", re.MULTILINE)
+_OUTPUT = re.compile(r"^\[info\] Output #0", re.MULTILINE)
 _SIZE = re.compile(r"^#dimensions (\d+): (\d+)x(\d+)", re.MULTILINE)
 _ASPECT = re.compile(r"^#sar (\d+): (\d+)/(\d+)", re.MULTILINE)
-_FIELDS = re.compile(r" i:[TB] ")
-_RATE = re.compile(r"config in time_base: \d+/\d+, frame_rate: (\d+)/(\d+)")
-_CLOCK = re.compile(r"config in time_base: (\d+)/(\d+)")
-_SHOWN = re.compile(r"\] n: *\d+ pts: *(-?\d+) ")
+_FIELDS = re.compile(SHOWN + r"n: .* i:[TB] ", re.MULTILINE)
+_RATE = re.compile(SHOWN + r"config in time_base: \d+/\d+, frame_rate: (\d+)/(\d+)")
+_CLOCK = re.compile(SHOWN + r"config in time_base: (\d+)/(\d+)", re.MULTILINE)
+_SHOWN = re.compile(SHOWN + r"n: *\d+ pts: *(-?\d+) ", re.MULTILINE)
+_COMPLAINT = re.compile(COMPLAINT)
 _TICKS = re.compile(r"^#tb \d+: (\d+)/(\d+)")
 _NO_TICK = -(1 << 63)
 _ALPHA = re.compile(r"rgba|bgra|argb|abgr|ya\d|yuva|gbrap|pal8")
-_DURATION = re.compile(r"Duration: (\d+):(\d\d):(\d\d\.\d+), start:")
+_DURATION = re.compile(r"^\[info\]   Duration: (\d+):(\d\d):(\d\d\.\d+), start:", re.MULTILINE)
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 
 
@@ -89,8 +95,11 @@ def plain(line: str) -> str:
 
 def reason(log: str) -> str:
     """Return the first complaints of ffmpeg's log in one line."""
-    lines = [line for line in log.splitlines() if "[error]" in line or "[fatal]" in line]
-    return plain(" | ".join(lines[:2]))[:300] or "ffmpeg gave no reason"
+    return plain(" | ".join(_complaints(log)[:2]))[:300] or "ffmpeg gave no reason"
+
+
+def _complaints(log: str) -> list[str]:
+    return [line for line in log.split("\n") if _COMPLAINT.match(line)]
 
 
 def chosen(header: str, log: str, *, picture: str = "") -> VideoInfo:
@@ -100,7 +109,8 @@ def chosen(header: str, log: str, *, picture: str = "") -> VideoInfo:
     """
     mapped = {int(out): int(source) for source, out in _MAPPED.findall(log)}
     if not mapped:
-        no_video = "matches no streams" in log or "does not contain any stream" in log
+        said = " ".join(_complaints(log))
+        no_video = "matches no streams" in said or "does not contain any stream" in said
         raise SourceError(
             "probe",
             "NoVideo" if no_video else "NotAVideo",
@@ -139,7 +149,7 @@ def _duration_s(log: str) -> float:
 
 def _colour(log: str, stream_index: int) -> tuple[str, list[str]]:
     for index, pixels, colour, _width, _height in _STREAM.findall(
-        log.split("Output #0", maxsplit=1)[0]
+        _OUTPUT.split(log, maxsplit=1)[0]
     ):
         if int(index) == stream_index:
             return pixels, re.split(r", |/| ", colour)

@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ingest import ffmpeg, planes
+from ingest import child, ffmpeg, planes
 from ingest.clip import Contract, Prep
 from ingest.encode import encode_video
 from ingest.rates import Pace
@@ -118,6 +118,11 @@ def test_the_pace_is_measured_for_native_frames_only(studio):
     assert ffmpeg.probe(path, native).pace == Pace(fps=Fraction(30000, 1001), steady=True)
     with pytest.raises(SourceError, match="decode_timeout_s"):
         ffmpeg.probe(path, Prep(contract=Contract(fps="native"), decode_timeout_s=0.0))
+
+
+def test_looking_into_a_file_has_the_limit_of_decoding_it():
+    with pytest.raises(SourceError, match=r"Timeout.*decode_timeout_s=0.2"):
+        child.ask(["sleep", "30"], Prep(decode_timeout_s=0.2))
 
 
 def test_source_errors_travel_between_processes():

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ingest import ffmpeg
 from ingest.clip import Prep, clip_id
 from ingest.decode import check_payload, payload_frames
 from ingest.keep import Keep
@@ -320,3 +322,26 @@ def test_counts_come_with_the_clips(curated):
     assert info["clips_kept"] == curated.dataset.kept_clips().num_rows
     assert (info["sources"], info["failed"]) == (len(curated.results), 1)
     assert info["seconds"] == 5.0 * info["clips_kept"]
+
+
+def test_facts_of_every_clean_shared_video(curated, shared_videos):
+    """Frames, length and shape of each file, as three other decoders found them (truth.json)."""
+    truth = json.loads((shared_videos / "truth.json").read_text())
+    clean = {name: facts for name, facts in truth.items() if facts.get("clean")}
+    assert len(clean) >= 35
+    for name, facts in clean.items():
+        result = curated.results[name]
+        row = result.rows.to_pylist()[0]
+        assert row["frames_decoded"] == facts["frames_decoded"], name
+        assert row["decode_errors"] == 0, name
+        assert result.stats["source_s"] == pytest.approx(facts["video_span_s"], abs=0.1), name
+        width, height = row["width"], row["height"]
+        if row["crop_width"]:  # the picture inside its bars: the shape of the whole is asked anew
+            width, height = ffmpeg.probe(
+                str(shared_videos / name), Prep(crop_bars=False)
+            ).display_size
+        assert facts["rotation"] == 0, "none of them is turned, or this test must know"
+        shape = Fraction(*facts["display_size"]) * Fraction(facts["sar"] or 1)
+        assert width / height == pytest.approx(float(shape), rel=0.02), name
+        clips = [clip for clip in result.rows.to_pylist() if clip["kind"] == "clip"]
+        assert all(clip["end_s"] <= facts["video_span_s"] + 1 / 16 for clip in clips), name
