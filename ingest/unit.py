@@ -41,7 +41,11 @@ SEEK_MARGIN_S = 2.0  # some containers tell the time of a keyframe a little late
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitResult:
-    """Ledger rows of one unit, not committed yet, and what they cost."""
+    """Ledger rows of one unit, not committed yet, and what they cost.
+
+    `stats` has counts, and for decode, shots, scores, encode and check the seconds that the worker
+    spent on them or waited for their child process.
+    """
 
     unit_id: str
     rows: pa.Table

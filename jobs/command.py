@@ -34,6 +34,7 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
     if flags.dry_run:
         _plans([module.plan(made)], flags)
         return
+    from jobs import curate_report
     from pipelines import context
 
     with context.opened(
@@ -42,6 +43,7 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
         show=render.Progress(quiet=flags.quiet),
         resume=not flags.no_resume,
         on_stop=render.stopping,
+        report=curate_report.page_of,
     ) as surroundings:
         result = module.run(made, context=surroundings)
     _end(result, flags)
