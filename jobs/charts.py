@@ -71,8 +71,8 @@ def spread(
     cut = values[known].max() > high, values[known].min() < low
     parts.append(
         f'<path d="M{LEFT} {20 + TALL}h{WIDTH}M{LEFT} {foot}h{WIDTH}" class="axis"/>'
-        f'<text x="{LEFT}" y="{foot + 16}">{edges[0]:.3g}{" and less" if cut[1] else ""}</text>'
-        f'<text x="{LEFT + WIDTH}" y="{foot + 16}" text-anchor="end">{edges[-1]:.3g}'
+        f'<text x="{LEFT}" y="{foot + 16}">{edges[0]:.4g}{" and less" if cut[1] else ""}</text>'
+        f'<text x="{LEFT + WIDTH}" y="{foot + 16}" text-anchor="end">{edges[-1]:.4g}'
         f"{' and more' if cut[0] else ''}</text>"
         f'<text x="{LEFT + WIDTH / 2}" y="{foot + 16}" text-anchor="middle" class="dim">{text(unit)}</text>'
         f'<text x="{LEFT - 6}" y="30" text-anchor="end" class="dim">{all_counts.max()}</text>'

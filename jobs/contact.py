@@ -16,12 +16,12 @@ from ingest.store import Dataset
 from jobs.candidates import Candidates
 from jobs.charts import Bound
 from jobs.page import strip, text
-from jobs.run_notes import words
+from jobs.rule_words import words
 
-A_SIDE = 4
+A_SIDE = 6  # two rows of a page
 THUMB_PX = 160
 GROUPS = 8
-A_GROUP = 4
+A_GROUP = 5
 Row = Mapping[str, Any]
 
 
@@ -34,13 +34,14 @@ def around(dataset: Dataset, found: Candidates, bounds: Sequence[Bound]) -> Iter
         away = np.abs(values - bound.threshold)
         rejected = among(found.clips.column("rule"), [bound.rule])
         yield f"<h3>{text(words(bound.rule))}: {text(bound.rule)} {bound.threshold:g}</h3>"
-        sides = (("just inside", found.kept), ("just outside", rejected))
-        for name, side in sides:
+        if not rejected.any():
+            near = _nearest(away, found.kept & np.isfinite(values))[:1]
+            told = f"; the nearest kept one has {values[near[0]]:.4g}" if len(near) else ""
+            yield f'<p class="small">it rejected no clip{told}</p>'
+            continue
+        for name, side in (("just inside", found.kept), ("just outside", rejected)):
             at = _nearest(away, side & np.isfinite(values))
-            if not len(at):
-                yield f'<p class="small">{name}: no clip</p>'
-                continue
-            yield f'<p class="small">{name}</p><div class="grid">'
+            yield f'<p class="small">{name}{"" if len(at) else ": no clip"}</p><div class="grid">'
             for row in found.rows(at):
                 note = f"{bound.score} {row[bound.score]:.4g}"
                 yield strip(_frames(dataset, row), _title(row), _noted(row, note))
@@ -56,7 +57,8 @@ def twins(dataset: Dataset, found: Candidates) -> Iterator[str]:
     )
     largest = Counter(better).most_common(GROUPS)
     for clip, number in largest:
-        yield f"<p class=small>{number} like {text(str(clip)[:12])}</p><div class=grid>"
+        copies = "1 copy" if number == 1 else f"{number} copies"
+        yield f'<p class="small">{copies} of {text(str(clip)[:12])}</p><div class="grid">'
         members = [int(at) for at, of in zip(near, better, strict=True) if of == clip][:A_GROUP]
         at = ([where[clip]] if clip in where else []) + members
         for row in found.rows(at):
@@ -92,7 +94,7 @@ def _frames(dataset: Dataset, row: Row) -> list[bytes]:
     try:
         payload = read_payload(dataset.root, *place, clip_id=row["id"])
         shown = sorted({0, count // 2, count - 1})
-        frames_THWC = payload_frames(payload, kind=row["payload_kind"], indices=shown)
+        frames = payload_frames(payload, kind=row["payload_kind"], indices=shown)
     except (OSError, ValueError):
         return []  # `dataset verify` is the command that tells of damage
-    return [thumbnail(frame_HWC, width_px=THUMB_PX) for frame_HWC in frames_THWC]
+    return [thumbnail(frame_HWC, width_px=THUMB_PX) for frame_HWC in frames]

@@ -1,7 +1,7 @@
 """The page of a curate run: what became of everything, by which bound, at what cost, with clips to judge it by."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,18 @@ from jobs import contact, run_notes
 from jobs.candidates import Candidates, candidates, signs_of, unit_of
 from jobs.charts import funnel, passing_share, spread
 from jobs.page import bars, details, page, table, text
-from jobs.run_notes import Notes, words
+from jobs.rule_words import counted, words
+from jobs.run_notes import Notes
 
 FILES_SHOWN = 40
 SLOWEST = 8
+# By fate; of a source in parts the first of these that one of its parts has.
+SOURCES = {
+    "kept": "with kept clips",
+    "failed": "failed",
+    "rejected": "without a kept clip",
+    "duplicate": "same bytes as another",
+}
 STAGES = {
     "decode": "decode (waiting for ffmpeg)",
     "shots": "shots (luma and cuts)",
@@ -63,18 +71,13 @@ def _funnels(found: Candidates) -> Iterator[str]:
     names = found.sources.select(["source_uri", "fate"]).to_pylist()
     for at, row in enumerate(names):
         fates[row["source_uri"] or f"(taken down) {at}"].add(row["fate"])
-    of_sources = [(f"{_one_fate(told)} sources", 1) for told in fates.values()]
-    counted = Counter(name for name, _ in of_sources)
-    yield bars([("sources", len(fates)), *sorted(counted.items())])
+    fate = Counter(next(name for name in SOURCES if name in told) for told in fates.values())
+    told = [(SOURCES[name], fate[name]) for name in SOURCES if fate[name]]
+    yield bars([("sources", len(fates)), *told])
     yield funnel(steps(found))
     why = Counter(row for row in found.sources.column("rule").to_pylist() if row)
     if why:
-        told = ", ".join(f"{number} {words(rule)}" for rule, number in why.most_common())
-        yield f'<p class="small">sources without a clip: {text(told)}</p>'
-
-
-def _one_fate(fates: set[str]) -> str:
-    return next(name for name in ("kept", "failed", "rejected", "duplicate") if name in fates)
+        yield f'<p class="small">sources without a clip: {text(counted(why))}</p>'
 
 
 def steps(found: Candidates) -> list[tuple[str, int, str]]:
@@ -125,9 +128,10 @@ def _costs(found: Candidates, notes: Notes) -> Iterator[str]:
     if not notes.units:
         return
     yield "<h2>what it took</h2>"
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for numbers in notes.units.values():
-        spent.update(numbers)
+        for name, value in numbers.items():
+            spent[name] += value
     yield table(("", ""), _throughput(spent, notes))
     taken = {name: spent[f"{name}_s"] for name in STAGES}
     taken["other"] = max(0.0, spent["wall_s"] - sum(taken.values()))
@@ -147,7 +151,7 @@ def _costs(found: Candidates, notes: Notes) -> Iterator[str]:
     yield from _slowest(found, notes)
 
 
-def _throughput(spent: Counter[str], notes: Notes) -> list[tuple[str, str]]:
+def _throughput(spent: Mapping[str, float], notes: Notes) -> list[tuple[str, str]]:
     whole = notes.whole
     rows = [
         ("video read", f"{spent['source_s'] / 60:.1f} minutes in {len(notes.units)} units of work"),
@@ -198,7 +202,7 @@ def _scores(found: Candidates, notes: Notes) -> Iterator[str]:
         drawn.append(f'<h3>{text(name)}</h3><p class="small">{text("; ".join(told))}</p>{chart}')
     if drawn:
         yield "<h2>scores of all candidates</h2>"
-        yield '<p class="small">dark: clips that are kept in the end; light: those that are not</p>'
+        yield '<p class="small">in colour: clips that are kept in the end; grey: those that are not</p>'
         yield from drawn
 
 
@@ -207,8 +211,8 @@ def _captions(dataset: Dataset) -> Iterator[str]:
     made: dict[str, Counter[str]] = defaultdict(Counter)
     for producer, status in zip(told["producer"], told["status"], strict=True):
         made[producer]["failed" if status == FAILED else "said"] += 1
-    counted = dataset.query("SELECT caption_producer, count(*) AS n FROM clips GROUP BY 1")
-    used = {row["caption_producer"]: row["n"] for row in counted.to_pylist()}
+    chosen = dataset.query("SELECT caption_producer, count(*) AS n FROM clips GROUP BY 1")
+    used = {row["caption_producer"]: row["n"] for row in chosen.to_pylist()}
     if not made and not used:
         return
     yield "<h2>captions by producer</h2>"

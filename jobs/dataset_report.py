@@ -11,7 +11,7 @@ from ingest.shards import CorruptPayload, read_payload
 from ingest.store import Dataset
 from jobs import curate_report, run_notes
 from jobs.page import bars, card, page, picture, table, text
-from jobs.run_notes import words
+from jobs.rule_words import counted, words
 
 Row = Mapping[str, Any]
 MOST_CLIPS = 24
@@ -43,11 +43,9 @@ def _head(dataset: Dataset) -> Iterable[str]:
     yield f"<h1>{text(str(dataset.root))}</h1>"
     facts = {"version": dataset.version, "digest": dataset.digest()[:12], **dataset.info()}
     facts["contract"] = dataset.contract.describe()
-    rows = [(k, _fact(v)) for k, v in facts.items() if k not in _IN_FUNNEL]
+    facts["rules"] = counted(dataset.info()["rules"])
+    rows = [(k, _fact(v)) for k, v in facts.items()]
     yield table(("fact", "value"), rows)
-
-
-_IN_FUNNEL = ("rules",)
 
 
 def _fact(value: object) -> str:

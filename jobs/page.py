@@ -14,7 +14,8 @@ body{color:var(--ink);background:var(--paper)}
 h1{font-size:1.6rem;margin:0;overflow-wrap:anywhere}
 h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid var(--line)}
 h3{font-size:1rem;margin:1.4rem 0 .4rem}
-table{border-collapse:collapse;font-size:14px}td,th{padding:.15rem .9rem .15rem 0;text-align:left;vertical-align:top}
+table{border-collapse:collapse;font-size:14px;margin:.4rem 0 1rem}
+td,th{padding:.15rem .9rem .15rem 0;text-align:left;vertical-align:top}
 td{overflow-wrap:anywhere}summary{cursor:pointer}
 .grid{display:flex;flex-wrap:wrap;gap:14px}.card{width:200px;font-size:13px;overflow-wrap:anywhere}
 .card video{width:200px;background:#000}

@@ -12,24 +12,6 @@ from ingest.store import Dataset
 from jobs.charts import Bound
 from pipelines.output import Occupied, notes_of, read_json
 
-WORDS = {
-    "max_duplicate_frame_share": "repeated frames",
-    "min_luma": "too dark",
-    "max_luma": "too bright",
-    "min_luma_range": "too little contrast",
-    "min_motion": "too little motion",
-    "max_motion": "too much motion",
-    "min_sharpness": "not sharp enough",
-    "max_flicker": "flickers",
-    "leakage": "shown in an evaluation set",
-    "near_duplicate": "shows what a better clip shows",
-    "too_short": "shorter than a clip",
-    "no_clip_kept": "none of its clips was kept",
-    "hdr": "PQ or HLG picture",
-    "past_end": "part behind the end of its source",
-    "purged": "taken down",
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notes:
@@ -38,15 +20,6 @@ class Notes:
     bounds: tuple[Bound, ...] = ()
     units: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     whole: Mapping[str, float] = field(default_factory=dict)
-
-
-def words(rule: str) -> str:
-    """Return a rule in words for people."""
-    if rule in WORDS:
-        return WORDS[rule]
-    side, _, score = rule.partition("_")
-    sides = {"min": "too low", "max": "too high"}
-    return f"{score.replace('_', ' ')} {sides[side]}" if side in sides else rule.replace("_", " ")
 
 
 def latest(dataset: Dataset) -> Notes:
