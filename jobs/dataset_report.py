@@ -41,9 +41,13 @@ def fates(dataset: Dataset) -> list[str]:
 
 def _head(dataset: Dataset) -> Iterable[str]:
     yield f"<h1>{text(str(dataset.root))}</h1>"
-    facts = {"version": dataset.version, "digest": dataset.digest()[:12], **dataset.info()}
+    facts: dict[str, Any] = {
+        "version": dataset.version,
+        "digest": dataset.digest()[:12],
+        **dataset.info(),
+    }
     facts["contract"] = dataset.contract.describe()
-    facts["rules"] = counted(dataset.info()["rules"])
+    facts["rules"] = counted(facts["rules"])
     rows = [(k, _fact(v)) for k, v in facts.items()]
     yield table(("fact", "value"), rows)
 
