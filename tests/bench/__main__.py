@@ -1,20 +1,16 @@
 """Speed as ratios, each against a named bound or peer in the same run: `make bench` prints the table and keeps it.
 
-curate: CPU seconds of one source through the whole unit against one bare ffmpeg that decodes, selects 16 fps, scales and
-encodes the same video once. read: verified payload reads against np.memmap with the same CRC. executor: units a second
+curate: CPU seconds of one source through the whole unit against decoding and scaling it once and encoding the kept clips
+once (tests.bench.ingest). read: verified payload reads against np.memmap with the same CRC. executor: units a second
 through the pool against bare Ray tasks.
 """
 
-import io
-import os
 import platform
 import resource
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -31,12 +27,11 @@ from ingest.shards import read_payload
 from ingest.sources import list_sources
 from ingest.store import Dataset, empty_captions
 from ingest.unit import curate_unit, plan_unit
-from jobs.demo_videos import ARCHIVES
-from tests.bench import storage
+from tests.bench import ingest, storage
+from tests.bench.machine import cores, cpu_name
 from tests.bench.reading_bench import decoding
 from tests.bench.storage_clips import corpora
 
-FILM = "moviepy_10_minutes/resources/bbb.mp4"
 SECONDS = 60
 TABLE = Path(__file__).with_name("results.md")
 Row = tuple[str, str, str, str]
@@ -46,14 +41,13 @@ def main() -> None:
     """Run all benches and write the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        film = cut_film(folder)
-        rows = [curate(film, folder), *read(folder), executor(), *decoded(folder)]
+        rows = [*curate(folder), *read(folder), executor(), *decoded(folder)]
     rows += (
         storage.rows()
     )  # a quarter of an hour: the peers, the remote cost, a million ledger rows
     lines = [
         (
-            f"Measured {time.strftime('%Y-%m-%d')} by `make bench` on {cpu_name()}, {len_cpus()} cores, "
+            f"Measured {time.strftime('%Y-%m-%d')} by `make bench` on {cpu_name()}, {cores()} cores, "
             f"Python {platform.python_version()}."
         ),
         "",
@@ -66,57 +60,26 @@ def main() -> None:
     sys.stdout.write(text)
 
 
-def cut_film(folder: Path) -> Path:
-    """Take one minute of the ten-minute film out of its archive, re-encoded with every frame."""
-    with tarfile.open(next(ARCHIVES.glob("moviepy-*.tar.gz"))) as archive:
-        member = next(m for m in archive.getmembers() if m.name.endswith("moviepy_10_minutes.zip"))
-        packed = archive.extractfile(member)
-        assert packed is not None
-        with zipfile.ZipFile(io.BytesIO(packed.read())) as inner:
-            (folder / "bbb.mp4").write_bytes(inner.read(FILM))
-    videos = folder / "videos"
-    videos.mkdir()
-    ffmpeg(
-        "-ss",
-        "61",
-        "-t",
-        str(SECONDS),
-        "-i",
-        folder / "bbb.mp4",
-        "-an",
-        "-crf",
-        "20",
-        videos / "film.mp4",
+def curate(folder: Path) -> list[Row]:
+    """Compare the CPU of curation with its floor (see tests.bench.ingest), and keep a dataset for the reads."""
+    film = ingest.made(
+        ingest.unpacked(folder), folder / "film.mp4", "-ss", "61", "-t", str(SECONDS), "-c", "copy"
     )
-    return videos / "film.mp4"
-
-
-def curate(film: Path, folder: Path) -> Row:
-    """Compare the CPU of the whole unit with that of one bare ffmpeg pass."""
+    found = ingest.measured("film", film, folder)
     prep = Prep()
-    scale = f"scale=-2:{prep.payload_short_side_px}:flags=area"
-    floor = cpu_of(
-        lambda: ffmpeg(
-            "-threads", "1", "-i", film, "-vf", f"fps=16:round=up,{scale}", "-an",
-            "-c:v", "libx264", "-preset", prep.preset, "-crf", str(prep.crf), "-threads", "1",
-            folder / "floor.mp4",
-        )
-    )  # fmt: skip
     dataset = Dataset.create(folder / "dataset", prep.contract, prep)
     unit = plan_unit(list_sources([str(film)])[0], prep=prep)
-
-    def whole() -> None:
-        made = curate_unit(unit, prep=prep, keep=Keep(), root=dataset.root)
-        dataset.commit(made.rows, empty_captions(), app_id="bench", batch=1)
-
-    ours = cpu_of(whole)
-    clips = dataset.kept_clips().num_rows
-    return (
-        f"curate one minute of 720p24, {clips} clips kept",
-        f"{ours:.2f} CPU-s",
-        f"one ffmpeg pass that encodes all of it: {floor:.2f} CPU-s",
-        f"{ours / floor:.2f}",
-    )
+    made = curate_unit(unit, prep=prep, keep=Keep(), root=dataset.root)
+    dataset.commit(made.rows, empty_captions(), app_id="bench", batch=1)
+    floor = found["decode_s"] + found["encode_s"]
+    return [
+        (
+            f"curate one minute of 720p24, {found['kept']} clips kept",
+            f"{found['ours_s']:.2f} CPU-s",
+            f"decode and scale it, encode the kept: {floor:.2f} CPU-s",
+            f"{found['ours_s'] / floor:.2f}",
+        )
+    ]
 
 
 def read(folder: Path) -> list[Row]:
@@ -154,11 +117,11 @@ def decoded(folder: Path) -> list[Row]:
     """Compare the training stream with bare decord processes over the same clips on the same cores, in CPU time."""
     payloads = [bytes(clip) for clip in corpora()["h264"].payloads[:200]]
     found = []
-    for cores in range(1, min(2, len_cpus()) + 1):
-        figures = decoding(payloads, folder / f"decoding{cores}", cores=cores)
+    for number in range(1, min(2, cores()) + 1):
+        figures = decoding(payloads, folder / f"decoding{number}", cores=number)
         found.append(
             (
-                f"training stream, decoding on {cores} cores",
+                f"training stream, decoding on {number} cores",
                 f"{figures.ours_cpu_ms:.1f} CPU-ms a clip",
                 f"bare decord and the same resize: {figures.bare_cpu_ms:.1f}",
                 f"{figures.cpu_ratio:.2f}",
@@ -210,17 +173,6 @@ def cpu_of(work) -> float:
 def spent() -> float:
     usages = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usages)
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def len_cpus() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""Curation killed at random moments: its driver, a worker, or the raylet, by their process ids only."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from ingest.store import Dataset
+from tests.pipelines.conftest import CHECKOUT
+
+VICTIMS = ("driver", "worker", "raylet")
+END_S = 240.0
+
+
+def start(folder: Path, words: list[str]) -> "subprocess.Popen[bytes]":
+    """Start the command line in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def killed_once(
+    folder: Path, words: list[str], victim: str, draw: random.Random, dataset: Path
+) -> str:
+    """Start a run, kill one victim while it works, and wait for the end; return what was done.
+
+    "finished": it ended before the kill; "killed": the victim died by our hand.
+    """
+    process = start(folder, words)
+    run = psutil.Process(process.pid)
+    wait_for(lambda: process.poll() is not None or (rows(dataset) >= 0 and find(run, "worker")))
+    time.sleep(draw.uniform(0.0, 6.0))
+    target = run if victim == "driver" else find(run, victim)
+    done = "finished"
+    if process.poll() is None and target is not None:
+        try:
+            target.kill()
+            done = "killed"
+        except psutil.NoSuchProcess:
+            pass
+    children = [] if process.poll() is not None else family(run)
+    try:
+        process.wait(1 if victim == "driver" and done == "killed" else END_S)
+    except subprocess.TimeoutExpired as late:
+        end(process, children)
+        raise AssertionError(
+            f"after the {victim}'s death the run did not end in {END_S:.0f} s"
+        ) from late
+    end(process, children)
+    return done
+
+
+def find(run: psutil.Process, victim: str) -> psutil.Process | None:
+    """Return a child of the run of that kind: a Ray worker that works on a source, or the raylet."""
+    for one in family(run):
+        try:
+            name, command = one.name(), " ".join(one.cmdline())
+        except psutil.Error:
+            continue
+        if victim == "raylet" and name == "raylet":
+            return one
+        if victim == "worker" and command.startswith("ray::") and "IDLE" not in command:
+            return one
+    return None
+
+
+def family(run: psutil.Process) -> list[psutil.Process]:
+    """Return what the run started, Ray's processes too."""
+    try:
+        return run.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end(process: "subprocess.Popen[bytes]", children: list[psutil.Process]) -> None:
+    """End what is left of a run that we started."""
+    for one in children:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.kill()
+    process.wait(30)
+
+
+def wait_for(ready, limit_s: float = 120.0) -> None:
+    """Wait until `ready()` is true, at most for so long."""
+    last_s = time.monotonic() + limit_s
+    while not ready() and time.monotonic() < last_s:
+        time.sleep(0.05)
+
+
+def rows(dataset: Path) -> int:
+    """Return how many rows are committed, -1 when there is no dataset yet."""
+    try:
+        return Dataset.open(dataset).ledger().num_rows
+    except (ValueError, OSError):
+        return -1
+
+
+def twice_decoded(log: Path, committed: dict[str, float]) -> list[str]:
+    """Return the sources whose decoding began after their rows were seen committed."""
+    found = []
+    for line in log.read_text().splitlines():
+        at_s, _, uri = line.partition(" ")
+        if uri in committed and float(at_s) > committed[uri]:
+            found.append(uri)
+    return found
