@@ -142,6 +142,7 @@ class Prep:
     cut_likeness: float = 0.6  # correlation below which two frames are two pictures
     dissolve_residual: float = 0.35  # at most this part of a mixture is of neither; 0 finds none
     black_levels: float = 16.0
+    detector: str = ""  # the digest of a shot detector that is not ours; curate fills it in
     crop_bars: bool = True
     max_unit_s: int = 300  # longer sources are worked on in parts, which end shots
     max_source_bytes: int = 16 << 30
@@ -168,6 +169,8 @@ class Prep:
         """Return the hex sha256 of everything that decides pixels and window positions."""
         values = {name: value for name, value in asdict(self).items() if name not in LIMITS}
         values["contract"] = self.contract.settings()
+        if not self.detector:  # younger than stored datasets, whose digests stay
+            del values["detector"]
         return digest_of({"prep_version": PREP_VERSION, **values})
 
 

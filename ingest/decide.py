@@ -4,33 +4,35 @@ Nothing is decoded: scores and hashes are columns. So other thresholds give othe
 over the ledger, and only a clip that is newly wanted and was never stored needs its source again.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.columns import Column, among, in_place
-from ingest.keep import RULES, Keep
+from ingest.columns import Column, among, flags, in_place
+from ingest.keep import Keep, objections
+from ingest.ledger import MESSAGE_CHARS, printable
 from ingest.rewrite import rewrite
 from ingest.schema import SCORES, conformed, ledger_schema
+from ingest.stage import KeepRule
 from ingest.tables import Table
 from ingest.takedown import EMPTY_RULE, RULE
 
 LEAKAGE, NEAR = "leakage", "near_duplicate"
 KEPT, ALONE = 0, -1  # a clip that passes; a row that is not ours to decide
-_NAMES = ["", *RULES, LEAKAGE, NEAR]  # by code
-_LEAKS, _TWIN = len(_NAMES) - 2, len(_NAMES) - 1
+_LEAKS, _TWIN, _FIRST = 1, 2, 3  # codes of the rules that are always there, and of the first other
 KEY = ("unit_id", "kind", "id")
-DECIDED = ("fate", "rule", "score", "threshold", "duplicate_of", "num_kept")
+DECIDED = ("fate", "rule", "score", "threshold", "duplicate_of", "message", "num_kept")
 READS = [
     *KEY,
     *DECIDED,
     *SCORES,
     "phash",
     "shard",
+    "payload_sha256",
     "source_sha256",
     "source_bytes",
     "width",
@@ -40,11 +42,16 @@ READS = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """By ledger row: ALONE, KEPT or the code of a rule, with the score and the threshold it broke."""
+    """By ledger row: ALONE, KEPT or the code of a rule, with the score and the threshold it broke.
+
+    `names` are the rules by code; `messages` what own rules say, by row.
+    """
 
     codes: np.ndarray
     scores: np.ndarray
     thresholds: np.ndarray
+    names: tuple[str, ...]
+    messages: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def passing(self) -> np.ndarray:
@@ -68,31 +75,65 @@ def readable(ledger: Table) -> pa.Table:
 
 
 def judge(
-    ledger: pa.Table, *, keep: Keep, units: Collection[str], leaks: Collection[str] = ()
+    ledger: pa.Table,
+    *,
+    keep: Keep,
+    units: Collection[str],
+    own: Sequence[KeepRule] = (),
+    leaks: Collection[str] = (),
 ) -> Judged:
-    """Judge the clips of `units` by a keep rule, and reject those named in `leaks`.
+    """Judge the clips of `units` by a keep rule and own rules, and reject those named in `leaks`.
 
-    Clips of other units stay in or out as they are. What was taken down, failed, or was never judged
-    by such a rule is left alone.
+    Scores that are no columns of the ledger are columns beside it (see evidence.scored), or unknown.
+    Clips of other units stay in or out as they are. What was taken down or failed is left alone.
     """
     clip, kept = among(ledger.column("kind"), ["clip"]), among(ledger.column("fate"), ["kept"])
     rules = ledger.column("rule")
-    ours = clip & (kept | among(rules, _NAMES[1:]))
+    # Whatever rule rejected it: another recipe may have had others than this one.
+    ours = clip & (kept | (flags(rules.is_valid()) & ~among(rules, [RULE])))
     mine = ours & among(ledger.column("unit_id"), units)
     codes = np.where(mine | (ours & (kept | among(rules, [NEAR]))), KEPT, ALONE)
     scores, thresholds = np.full((2, ledger.num_rows), np.nan)
-    for code, (rule, (name, sign)) in enumerate(RULES.items(), 1):
-        threshold = getattr(keep, rule)
-        if threshold is None:
-            continue
-        values = ledger.column(name).to_numpy()
-        broken = (
-            mine & (codes == KEPT) & (sign * (values - threshold) > 0)
-        )  # an unknown breaks none
-        codes[broken], thresholds[broken] = code, threshold
+    asked = keep.rules()
+    for code, rule in enumerate(asked, _FIRST):
+        values = _values(ledger, rule.score)
+        # An unknown breaks none.
+        broken = mine & (codes == KEPT) & (rule.sign * (values - rule.threshold) > 0)
+        codes[broken], thresholds[broken] = code, rule.threshold
         scores[broken] = values[broken]
+    names = ("", LEAKAGE, NEAR, *(rule.name for rule in asked), *(rule.name for rule in own))
+    judged = Judged(codes=codes, scores=scores, thresholds=thresholds, names=names, messages={})
+    for code, one in enumerate(own, _FIRST + len(asked)):
+        judged = _object(ledger, judged, one, code, mine)
     codes[mine & (codes == KEPT) & among(ledger.column("id"), leaks)] = _LEAKS
-    return Judged(codes=codes, scores=scores, thresholds=thresholds)
+    return judged
+
+
+def _values(ledger: pa.Table, name: str) -> np.ndarray:
+    if name not in ledger.schema.names:
+        return np.full(ledger.num_rows, np.nan)
+    return ledger.column(name).to_numpy().astype(float)
+
+
+def _object(
+    ledger: pa.Table, judged: Judged, rule: KeepRule, code: int, mine: np.ndarray
+) -> Judged:
+    """Return what was judged with the objections of an own rule to what passed so far."""
+    at = np.flatnonzero(mine & (judged.codes == KEPT))
+    columns = {name: _values(ledger, name)[at] for name in rule.needs_scores}
+    known = {
+        name: [None if np.isnan(value) else value for value in values.tolist()]
+        for name, values in columns.items()
+    }
+    messages = dict(judged.messages)
+    for index, objection in objections(rule, known, len(at)).items():
+        row = int(at[index])
+        judged.codes[row] = code
+        judged.scores[row] = np.nan if objection.score is None else objection.score
+        judged.thresholds[row] = np.nan if objection.threshold is None else objection.threshold
+        if objection.message:
+            messages[row] = printable(objection.message)[:MESSAGE_CHARS]
+    return replace(judged, messages=messages)
 
 
 def decide(
@@ -118,7 +159,7 @@ def decide(
     # A unit that is read again gets all its rows anew: until then it stays as it is.
     unstored = frozenset(units.filter(pa.array((codes == KEPT) & no_shard)).to_pylist())
     waits = among(units, unstored)
-    now = Judged(codes=codes, scores=scores, thresholds=judged.thresholds)
+    now = replace(judged, codes=codes, scores=scores)
     clips = _clips(ledger, now, other, waits)
     sources = _sources(ledger, codes, waits)
     return Decision(changes=pa.concat_tables([clips, sources]), unstored=unstored)
@@ -128,16 +169,16 @@ def _clips(
     ledger: pa.Table, judged: Judged, other: Mapping[str, str], waits: np.ndarray
 ) -> pa.Table:
     codes, scores, thresholds = judged.codes, judged.scores, judged.thresholds
-    names = pa.array([None, *_NAMES[1:]], pa.utf8())
-    was = np.where(
-        among(ledger.column("fate"), ["kept"]),
-        KEPT,
-        _index(ledger.column("rule"), pa.array(_NAMES)).fill_null(ALONE).to_numpy(),
-    )
+    names = pa.array([None, *judged.names[1:]], pa.utf8())
+    known = _index(ledger.column("rule"), pa.array(judged.names)).fill_null(ALONE).to_numpy()
+    was = np.where(among(ledger.column("fate"), ["kept"]), KEPT, known)
     repeats = np.isin(codes, (_LEAKS, _TWIN))
     at = np.flatnonzero(repeats)
     said = ledger.select(["id", "duplicate_of"]).take(pa.array(at)).to_pylist()
     repeats[at] = [other.get(row["id"]) != row["duplicate_of"] for row in said]
+    worded = np.flatnonzero(flags(ledger.column("message").is_valid()) & (codes != ALONE))
+    for row in {*judged.messages, *worded.tolist()}:
+        repeats[row] |= judged.messages.get(row) != ledger.column("message")[row].as_py()
     changed = (
         (codes != was)
         | _differs(ledger.column("score"), scores)
@@ -157,6 +198,7 @@ def _clips(
             [other.get(i) if c in (_LEAKS, _TWIN) else None for i, c in zip(ids, now, strict=True)],
             pa.utf8(),
         ),
+        "message": pa.array([judged.messages.get(row) for row in at.tolist()], pa.utf8()),
     }
     return _decided(rows, new)
 
@@ -180,7 +222,7 @@ def _sources(ledger: pa.Table, codes: np.ndarray, waits: np.ndarray) -> pa.Table
     kept = {row["values"]: row["counts"] for row in counts}
     decided = units.filter(pa.array(clip & (codes != ALONE))).unique()
     at = np.flatnonzero(~clip & among(units, decided) & ~waits)
-    rows = ledger.select([*KEY, "fate", "rule", "num_kept"]).take(pa.array(at))
+    rows = ledger.select([*KEY, "fate", "rule", "message", "num_kept"]).take(pa.array(at))
     now = np.array([kept.get(unit, 0) for unit in rows.column("unit_id").to_pylist()], np.int32)
     was_kept, empty = among(rows.column("fate"), ["kept"]), among(rows.column("rule"), [EMPTY_RULE])
     open_fate = was_kept | empty
@@ -246,17 +288,3 @@ def _keys(rows: pa.Table) -> Column:
     return pc.call_function(
         "binary_join_element_wise", [*(rows.column(name) for name in KEY), pa.scalar(" ")]
     )
-
-
-def replace_units(ledger: Table, rows: pa.Table) -> None:
-    """Put the rows of units that were read again in place of those that they had, in one commit."""
-    units = rows.column("unit_id").unique()
-
-    def change(stored: pa.Table) -> pa.Table:
-        gone = among(stored.column("unit_id"), units)
-        return stored.filter(pa.array(~gone)) if gone.any() else stored
-
-    def touches(stored: pa.Table) -> bool:
-        return bool(among(stored.column("unit_id"), units).any())
-
-    rewrite(ledger, change, reads=["unit_id"], touches=touches, adds=rows)

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from ingest import planes
 from ingest.clip import Prep, clip_id, payload_kind
-from ingest.cuts import CutFinder, cut_finder
+from ingest.cuts import CutFinder
 from ingest.decode import check_payload
+from ingest.detectors import Make, finder
 from ingest.duplicates import phash
 from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
@@ -72,6 +73,7 @@ class OnePass:
     prep: Prep
     keep: Keep
     purged: Set[str] = frozenset()
+    detector: Make | None = None
     rows: list[dict[str, object]] = field(default_factory=list)
     stats: dict[str, float] = field(default_factory=dict)
     source_facts: dict[str, object] = field(default_factory=dict)
@@ -79,9 +81,9 @@ class OnePass:
     def read(self, reading: Reading, shard: ShardWriter) -> Fate:
         """Pass all frames through cuts, windows, scores and the keep rule; return the fate."""
         contract = self.prep.contract
-        cuts = cut_finder(self.prep)
-        finder = WindowFinder(contract, trim_frames(self.prep, reading.fps))
-        held, count = Held(finder), 0
+        cuts = finder(self.prep, self.detector)
+        windows = WindowFinder(contract, trim_frames(self.prep, reading.fps))
+        held, count = Held(windows), 0
         for frame in self._decoded(reading):
             if not count:
                 reading.wait_for_clock()
@@ -93,14 +95,14 @@ class OnePass:
                 at_s = _ONE_RATE if isinstance(cuts, CutFinder) else reading.at_s(count)
                 flags = cuts.look(small_HW, at_s)
             for is_cut in flags:
-                for window in finder.feed(is_cut=is_cut):
+                for window in windows.feed(is_cut=is_cut):
                     self._window(window, held, reading, shard)
             count += 1
-        last = [window for is_cut in cuts.end() for window in finder.feed(is_cut=is_cut)]
-        for window in [*last, *finder.end()]:
+        last = [window for is_cut in cuts.end() for window in windows.feed(is_cut=is_cut)]
+        for window in [*last, *windows.end()]:
             self._window(window, held, reading, shard)
         self._note(reading, count)
-        return self._verdict(reading, finder, count)
+        return self._verdict(reading, windows, count)
 
     def _decoded(self, reading: Reading) -> Iterator[np.ndarray]:
         frames = iter(reading)
@@ -139,7 +141,7 @@ class OnePass:
         if self.unit.count > 1:
             self.source_facts |= {"start_s": float(start_s), "end_s": float(end_s)}
 
-    def _verdict(self, reading: Reading, finder: WindowFinder, count: int) -> Fate:
+    def _verdict(self, reading: Reading, windows: WindowFinder, count: int) -> Fate:
         if not count:
             if self.unit.index:  # its header promised more than there is
                 return Fate(name="rejected", rule="past_end", message=reading.remarks)
@@ -153,7 +155,7 @@ class OnePass:
         return Fate(
             name="rejected",
             rule="too_short",
-            score=float(max(0, finder.longest_frames) / reading.fps),
+            score=float(max(0, windows.longest_frames) / reading.fps),
             threshold=float(contract.span / reading.fps),
             message=reading.remarks,
         )

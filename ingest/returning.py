@@ -20,7 +20,7 @@ from ingest.schema import SCORES
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _OF_SHEET = (
-    *("source_uri", "source_sha256", *ORIGIN, "start_s", "end_s", *SCORES, "payload_kind"),
+    *("source_uri", "source_sha256", *ORIGIN, "start_s", "end_s", *SCORES, "phash", "payload_kind"),
     *("fps_num", "fps_den", "frame_count", "width", "height", "payload_sha256"),
 )
 

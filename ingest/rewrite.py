@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest import upkeep
-from ingest.columns import plain
+from ingest.columns import among, plain
 from ingest.objects import Root
 from ingest.ranged import open_stored
 from ingest.schema import conformed
@@ -60,6 +60,20 @@ def rewrite(
     raise NotOurs(
         f"{table.root.join(table.name)}: {ATTEMPTS} commits lost against others; run again later"
     )
+
+
+def replace_units(ledger: Table, rows: pa.Table) -> None:
+    """Put the rows of units that were read again in place of those that they had, in one commit."""
+    units = rows.column("unit_id").unique()
+
+    def change(stored: pa.Table) -> pa.Table:
+        gone = among(stored.column("unit_id"), units)
+        return stored.filter(pa.array(~gone)) if gone.any() else stored
+
+    def touches(stored: pa.Table) -> bool:
+        return bool(among(stored.column("unit_id"), units).any())
+
+    rewrite(ledger, change, reads=["unit_id"], touches=touches, adds=rows)
 
 
 def _replace(

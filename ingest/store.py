@@ -18,9 +18,9 @@ from ingest import clips, facts, refs, views
 from ingest.balance import Balance, balance
 from ingest.clip import Contract, Prep
 from ingest.columns import among
-from ingest.decide import replace_units
 from ingest.grounds import NotADataset, prepare
 from ingest.objects import Root
+from ingest.rewrite import replace_units
 from ingest.schema import ANNOTATIONS, captions_schema, conformed, ledger_schema, log_schema
 from ingest.select import Selection
 from ingest.tables import NotATable, Table

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ingest import child, ffmpeg
 from ingest.clip import Contract, Prep, digest_of
+from ingest.detectors import Make
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, source_row, to_table
 from ingest.objects import Root
@@ -122,15 +123,17 @@ def curate_unit(
     root: Root | Path | str,
     purged: Set[str] = frozenset(),
     scratch: Path = SCRATCH,
+    detector: Make | None = None,
 ) -> UnitResult:
     """Run one source and write its payload shard below `root`; commits nothing.
 
+    `detector` makes the shot detector, when it is not ours; `prep.detector` is its digest.
     What is named in `purged` (hashes of sources, ids of clips) was taken down and is not stored again.
     What is no file of this machine is copied to `scratch` while it is read. Raises StorageError when
     the shard or the copy cannot be written.
     """
     cv2.setNumThreads(1)  # processes are the unit of parallel work
-    work = OnePass(unit=unit, prep=prep, keep=keep, purged=purged)
+    work = OnePass(unit=unit, prep=prep, keep=keep, purged=purged, detector=detector)
     try:
         fate = _run(work, root, scratch)
     except SourceError as error:

@@ -142,9 +142,28 @@ def show(recipe: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
 
 
 @kinoray.command()
+@click.argument("keys", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--extension",
+    default="",
+    metavar="PACKAGE.MODULE:CLASS",
+    help="Test a stage of your own instead; keys are its constructor's.",
+)
+@click.option("--kind", default="", help="What it is to be (default: the kind it fits).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line instead of a table.")
-def doctor(*, as_json: bool) -> None:
-    """Check ffmpeg, the decoder, Ray, the accelerator, disk and tracker; each failure names the next step."""
+def doctor(keys: tuple[str, ...], *, extension: str, kind: str, as_json: bool) -> None:
+    """Check ffmpeg, the decoder, Ray, the accelerator, disk and tracker; each failure names the next step.
+
+    \b
+    kinoray doctor
+    kinoray doctor --extension my_lab.stages:Captioner prompt="what is to be seen?"
+    """
+    if extension:
+        from jobs import extension as own
+
+        own.run(extension, keys, kind=kind, as_json=as_json)
+    if keys or kind:
+        raise click.UsageError("keys and --kind are for --extension package.module:Class")
     from jobs import doctor as checks
 
     checks.run(as_json=as_json)

@@ -138,6 +138,11 @@ def _dataclass_of(hint: object) -> type | None:
     return None
 
 
+def _item_of(hint: object) -> type | None:
+    """Return the dataclass of which a tuple holds any number."""
+    return _dataclass_of(typing.get_args(hint)[0]) if typing.get_origin(hint) is tuple else None
+
+
 def _is_union(hint: object) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
@@ -158,6 +163,10 @@ def _unknown(schema: type, table: Table, prefix: str) -> Iterator[str]:
             yield f"{prefix}{key}: unknown key{hint}"
         elif isinstance(value, dict) and (inner := _dataclass_of(hints[key])):
             yield from _unknown(inner, value, f"{prefix}{key}.")
+        elif isinstance(value, list) and (inner := _item_of(hints[key])):
+            for number, one in enumerate(value):
+                if isinstance(one, dict):
+                    yield from _unknown(inner, one, f"{prefix}{key}.{number}.")
 
 
 def _without_unknown(schema: type, table: Table) -> Table:

@@ -13,11 +13,10 @@ from typing import Any
 
 from cluster import pool
 from cluster.session import Cluster
-from ingest import decide
 from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
-from ingest.likeness import Duplicates, decision
+from ingest.likeness import Duplicates
 from ingest.scorers import Scorers
 from ingest.sources import Layout, Source, list_sources
 from ingest.store import Dataset
@@ -37,25 +36,17 @@ from pipelines.annotate import Annotated, annotate
 from pipelines.captioners import passes_of
 from pipelines.committer import Committer
 from pipelines.context import Context, Recorder, recorded
-from pipelines.fates import Result, record, summed
+from pipelines.deciding import Decider, Own, own_of
+from pipelines.fates import Result, first_of_each, record, summed
 from pipelines.identity import digest, plain, recipe_digest
 from pipelines.output import claim, notes_of, start_over
+from pipelines.passes import Pass
 from pipelines.plan import Plan
 
 VERB = "curate"
 STAGES = (
-    "list",
-    "hash",
-    "decode",
-    "shots",
-    "scores",
-    "keep",
-    "encode",
-    "check",
-    "shard",
-    "commit",
-    "decide",
-    "annotate",
+    *("list", "hash", "decode", "shots", "scores", "keep", "encode", "check", "shard", "commit"),
+    *("decide", "annotate", "decide"),
 )
 
 
@@ -64,6 +55,7 @@ class Config:
     """What to curate: `source` lists folders, globs, files, manifests, tars, s3:// URIs; `out` is the dataset.
 
     `layout` says what folders mean. Remote sources are copied to `scratch` ("" for the system's) one at a time.
+    `detector` is a shot detector of your own, {use = "package.module:Class", ...}; see ingest.stage.
     """
 
     source: tuple[str, ...]
@@ -72,6 +64,7 @@ class Config:
     prep: Prep = field(default_factory=Prep)
     layout: Layout = field(default_factory=Layout)
     scratch: str = ""
+    detector: dict[str, Any] = field(default_factory=dict)
     keep: Keep = field(default_factory=Keep)
     duplicates: Duplicates = field(default_factory=Duplicates)
     captions: Captions = field(default_factory=Captions)
@@ -89,12 +82,15 @@ class Config:
             raise ValueError("max_failed_share: between 0 and 1")
         if self.max_attempts < 1:
             raise ValueError("max_attempts: at least 1")
+        if self.prep.detector:
+            raise ValueError("prep.detector: a digest; name yours with detector.use")
+        if self.out in self.duplicates.against:
+            raise ValueError("duplicates.against: names the dataset itself; all of it would leak")
 
 
 def plan(config: Config) -> Plan:
     """Count the videos; touches nothing. Raises FileNotFoundError for a source that is not there."""
-    sources = _listed(config)
-    passes_of(config.captions, config.scorers, sources)
+    sources, _own, _passes = _stages(config)
     counts: dict[str, int | float | str] = {
         "videos": len(sources),
         "bytes": sum(source.bytes for source in sources),
@@ -108,41 +104,61 @@ def _listed(config: Config) -> list[Source]:
     return list_sources(config.source, pictures=stills, layout=config.layout)
 
 
+def _stages(config: Config) -> tuple[list[Source], Own, tuple[Pass, ...]]:
+    """List the sources and load what the recipe names, or refuse it before anything runs."""
+    own = own_of(config.prep, config.detector, config.keep)
+    sources = _listed(config)
+    return sources, own, passes_of(config.captions, config.scorers, sources)
+
+
 def run(config: Config, *, context: Context) -> Result:
     """Give every source and every candidate clip its one fate; continues where an earlier run ended."""
-    sources = _listed(config)
-    passes = passes_of(config.captions, config.scorers, sources)  # refuses before anything runs
+    sources, own, passes = _stages(config)
     if not context.resume:
         start_over(config.out)
-    dataset = Dataset.create(config.out, config.prep.contract, config.prep)
-    listed = digest([[s.uri, s.bytes, s.mtime_ns, s.etag, plain(s.said)] for s in sources])
-    said = captioned.digests(config.captions, sources)
-    folder = notes_of(config.out) / digest([recipe_digest(config), listed, digest(said)])[:12]
-    claimed = claim(
-        folder, VERB, config, inputs={"sources": listed, "captions": digest(said)}, resume=True
-    )
+    dataset = Dataset.create(config.out, config.prep.contract, own.prep)
+    decider = Decider(dataset, own, passes, keep=config.keep, duplicates=config.duplicates)
+    inputs = _inputs(config, sources, decider)
+    folder = notes_of(config.out) / digest([recipe_digest(config), *inputs.values()])[:12]
+    claimed = claim(folder, VERB, config, inputs=inputs, resume=True)
+    # If others changed the dataset since, perhaps its fates, all is looked at again.
     if claimed.finished and claimed.finished["version"] == dataset.version:
-        return Result(
-            **claimed.finished
-        )  # else others changed the dataset since, perhaps its fates
+        return Result(**claimed.finished)
     with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
-        work = _Work(config, dataset, context, recorder, app_id=f"{VERB}/{claimed.digest}")
+        app_id = f"{VERB}/{claimed.digest}"
+        work = _Work(config, dataset, context, recorder, own=own, decider=decider, app_id=app_id)
         units = work.units(sources)
         work.give_fates(units)
         told = annotate(dataset, passes, context=context, recorder=recorder)
+        work.decide(units, last=True)
         result = work.told(units, told)
         record(recorder, result, dataset, VERB)
         recorder.finish(claimed, plain(result))
     return result
 
 
+def _inputs(config: Config, sources: Sequence[Source], decider: Decider) -> dict[str, str]:
+    listed = digest([[s.uri, s.bytes, s.mtime_ns, s.etag, plain(s.said)] for s in sources])
+    said = captioned.digests(config.captions, sources)
+    return {"sources": listed, "captions": digest(said), "stages": decider.inputs()}
+
+
 class _Work:
     """One run of curate: the units it was given, what it has committed and what it has spent."""
 
     def __init__(
-        self, config: Config, dataset: Dataset, context: Context, recorder: Recorder, *, app_id: str
+        self,
+        config: Config,
+        dataset: Dataset,
+        context: Context,
+        recorder: Recorder,
+        *,
+        own: Own,
+        decider: Decider,
+        app_id: str,
     ) -> None:
         self.config, self.dataset, self.context, self.recorder = config, dataset, context, recorder
+        self._own, self._decider = own, decider
         self._committer = Committer(dataset, app_id=app_id)
         self._scratch = Path(config.scratch) if config.scratch else SCRATCH
         self._again: frozenset[str] = frozenset()
@@ -156,7 +172,7 @@ class _Work:
         by_uri = {source.uri: source for source in sources}
         work = (pool.Unit(key=uri, payload=source) for uri, source in by_uri.items())
         for outcome in self._pooled(
-            partial(name_source, prep=self.config.prep, scratch=self._scratch), work
+            partial(name_source, prep=self._own.prep, scratch=self._scratch), work
         ):
             named[outcome.key] = outcome.value or Named(sha256="", num_parts=1)
             self.recorder.progress(len(named), len(sources), stage="curate: hash")
@@ -165,17 +181,17 @@ class _Work:
             unit
             for uri, source in by_uri.items()
             if uri in named
-            for unit in units_of(source, named[uri], prep=self.config.prep)
+            for unit in units_of(source, named[uri], prep=self._own.prep)
         ]
 
     def give_fates(self, units: Sequence[Unit]) -> None:
         """Process what the ledger does not know yet and commit as results come."""
         mine = {unit.unit_id for unit in units}
         committed = self.dataset.committed_units()
-        self._again = self._unstored(mine)
+        self._again = self._decider.unstored(mine)
         known = committed - self._again
         todo = [unit for unit in units if unit.unit_id not in known]
-        first = self._first_of_each(units)
+        first = first_of_each(self.dataset, units)
         fresh = [
             u
             for u in todo
@@ -204,11 +220,7 @@ class _Work:
                 self._committer.flush()
             raise
         self._committer.flush()
-        self._decide(mine)
-
-    def _unstored(self, units: set[str]) -> frozenset[str]:
-        """Return the units with clips that other thresholds rejected: wanted now, but never stored."""
-        return self._decision(units).unstored
+        self.decide(units, last=False)
 
     def told(self, units: Sequence[Unit], passes: Sequence[Annotated]) -> Result:
         """Return the run in numbers, and say what failed."""
@@ -225,20 +237,17 @@ class _Work:
             source_s=self.source_s,
         )
 
-    def _decision(self, units: set[str]) -> decide.Decision:
-        config = self.config
-        return decision(self.dataset, units, keep=config.keep, duplicates=config.duplicates)
-
-    def _decide(self, units: set[str]) -> None:
-        """Give each clip its last fate, by columns alone: nothing is decoded for other thresholds."""
-        found = self._decision(units)
-        if found.changes.num_rows:
-            decide.give_fates(self.dataset.ledger_table, found.changes)
-            self.recorder.stage(f"{found.changes.num_rows} fates decided anew")
+    def decide(self, units: Sequence[Unit], *, last: bool) -> None:
+        """Give each clip its fate, by columns alone: nothing is decoded for other thresholds."""
+        changed = self._decider.decide({unit.unit_id for unit in units}, last=last)
+        if changed:
+            self.recorder.stage(f"{changed} fates decided anew")
+        for name in self._decider.strangers() if last else ():
+            self.recorder.warn(f"keep: nothing gives the score {name}, so its rule rejects nothing")
 
     @property
     def _rules(self) -> dict[str, Any]:
-        return {"prep": self.config.prep, "keep": self.config.keep}
+        return {"prep": self._own.prep, "keep": self.config.keep}
 
     def _curated(self, units: Sequence[Unit]) -> Iterator[pool.Outcome]:
         work = partial(
@@ -247,6 +256,7 @@ class _Work:
             root=self.dataset.root,
             purged=frozenset(self.dataset.purged()),
             scratch=self._scratch,
+            detector=self._own.detector,
         )
         # Longest first, so that the last unit running is a short one.
         by_size = sorted(units, key=lambda u: -u.source.bytes)
@@ -281,17 +291,3 @@ class _Work:
             **self._rules,
         )
         self._committer.add(rows)
-
-    def _first_of_each(self, units: Sequence[Unit]) -> dict[str, str]:
-        """Return for each content the source that speaks for it: the one in the ledger, else the first by name."""
-        names = ["kind", "fate", "source_sha256", "source_uri"]
-        ledger = self.dataset.ledger().select(names).to_pylist()
-        first = {
-            row["source_sha256"]: row["source_uri"]
-            for row in ledger
-            if row["kind"] == "source" and row["fate"] != "duplicate" and row["source_sha256"]
-        }
-        for unit in units:
-            if unit.source_sha256:
-                first.setdefault(unit.source_sha256, unit.source.printable_uri)
-        return first

@@ -87,13 +87,15 @@ def estimated(config: Config, plan: Plan) -> Plan:
 
 
 def steps(passes: Sequence[Pass]) -> tuple[Step, ...]:
-    """Return the stages of a run with what each writes and needs, its annotation passes last."""
-    own = [
-        Step(name=name, writes=WRITES[name], needs=NEEDS.get(name, "1 CPU for each unit of work"))
-        for name in STAGES
-        if name != "annotate"
-    ]
-    return (*own, *(_step(one) for one in passes))
+    """Return the stages of a run with what each writes and needs; each annotation pass is one."""
+    found: list[Step] = []
+    for name in STAGES:
+        if name == "annotate":
+            found += [_step(one) for one in passes]
+        else:
+            needs = NEEDS.get(name, "1 CPU for each unit of work")
+            found.append(Step(name=name, writes=WRITES[name], needs=needs))
+    return tuple(found)
 
 
 def _step(one: Pass) -> Step:

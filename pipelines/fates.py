@@ -83,6 +83,20 @@ def summed(
     )
 
 
+def first_of_each(dataset: Dataset, units: Sequence[Unit]) -> dict[str, str]:
+    """Return for each content the source that speaks for it: the one in the ledger, else the first by name."""
+    names = ["kind", "fate", "source_sha256", "source_uri"]
+    first = {
+        row["source_sha256"]: row["source_uri"]
+        for row in dataset.ledger().select(names).to_pylist()
+        if row["kind"] == "source" and row["fate"] != "duplicate" and row["source_sha256"]
+    }
+    for unit in units:
+        if unit.source_sha256:
+            first.setdefault(unit.source_sha256, unit.source.printable_uri)
+    return first
+
+
 def _rejected_whole(rows: Sequence[Mapping[str, Any]]) -> int:
     found: dict[str, set[str]] = defaultdict(set)  # a long source has several rows
     for row in rows:

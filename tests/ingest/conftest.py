@@ -9,11 +9,13 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ingest import planes
 from ingest.clip import Prep
 from ingest.keep import Keep
+from ingest.schema import captions_schema
 from ingest.sources import Source, list_sources
 from ingest.store import Dataset, empty_captions
 from ingest.unit import UnitResult, curate_unit, plan_unit
@@ -167,5 +169,18 @@ def small_dataset(
     ]
     for batch, path in enumerate(paths, 1):
         result = curate(path, root)
-        dataset.commit(result.rows, empty_captions(), app_id="test", batch=batch)
+        rows, named = result.rows.to_pylist(), path.stem
+        said = [
+            {
+                "clip_id": row["id"],
+                "producer": "name/v1",
+                "payload_sha256": row["payload_sha256"],
+                "caption": named,
+                "rank": 0,
+            }
+            for row in rows
+            if row["fate"] == "kept" and row["kind"] == "clip"
+        ]
+        captions = pa.Table.from_pylist(said, schema=captions_schema())
+        dataset.commit(result.rows, captions, app_id="test", batch=batch)
     return dataset

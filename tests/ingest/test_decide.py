@@ -1,26 +1,33 @@
 """Fates as a function of columns: against one row at a time, and repeated, and beside a takedown."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.decide import READS, decide, give_fates, judge, readable, replace_units
-from ingest.keep import RULES, Keep
+from ingest.decide import READS, decide, give_fates, judge, readable
+from ingest.keep import RULES, Bound, Keep
 from ingest.ledger import to_table
 from ingest.likeness import leaks_of, twins_of
 from ingest.purge import purge
+from ingest.rewrite import replace_units
 from ingest.schema import SCORES, conformed, ledger_schema
+from ingest.stage import NotAStage
 from ingest.store import Dataset
 from tests.ingest.made_shards import made, name_of
+from tests.ingest.stages_made import NotStill
 
 values = st.one_of(st.none(), st.sampled_from([0.0, 0.02, 0.3, 10.0, 100.0, 300.0]))
 clip_rows = st.fixed_dictionaries(
     {
-        **dict.fromkeys(SCORES, values),
+        **dict.fromkeys((*SCORES, "aesthetic"), values),
         "unit": st.sampled_from("uvw"),
-        "was": st.sampled_from(["kept", "purged", "failed", "near_duplicate", "leakage", *RULES]),
+        "was": st.sampled_from(
+            ["kept", "purged", "failed", "near_duplicate", "leakage", "max_gone", *RULES]
+        ),
         "stored": st.booleans(),
     }
 )
@@ -30,6 +37,7 @@ keeps = st.builds(
     max_motion=st.sampled_from([None, 0.1]),
     min_luma=st.sampled_from([None, 16.0]),
     min_sharpness=st.sampled_from([None, 50.0]),
+    bounds=st.sampled_from([(), (Bound(score="aesthetic", min=1.0, max=200.0),)]),
 )
 
 
@@ -62,10 +70,12 @@ def ledger_of(drawn):
                 "num_kept": kept,
             }
         )
-    return to_table(rows)
+    found = to_table(rows)
+    beside = [one["aesthetic"] for one in drawn] + [None] * 3
+    return found.append_column("aesthetic", pa.array(beside, pa.float64()))
 
 
-def one_by_one(row, keep, units, leaks, twins):
+def one_by_one(row, keep, units, *, leaks, twins, own=None):
     """The law for one clip row: its fate after the decision."""
     same = {name: row[name] for name in ("fate", "rule", "score", "threshold", "duplicate_of")}
     closed = row["fate"] == "failed" or row["rule"] == "purged"
@@ -75,9 +85,13 @@ def one_by_one(row, keep, units, leaks, twins):
         return same
     new = dict.fromkeys(same)
     if mine:
-        fate = keep.decide({name: row[name] for name in SCORES})
+        fate = keep.decide({name: row[name] for name in (*SCORES, "aesthetic")})
         if fate.name != "kept":
             return {name: fate.columns()[name] for name in same}
+        (objection,) = own([row]) if own else [None]
+        if objection:
+            told = {"score": objection.score, "threshold": objection.threshold}
+            return new | told | {"fate": "rejected", "rule": own.name}
         if row["id"] in leaks:
             return new | {"fate": "rejected", "rule": "leakage", "duplicate_of": leaks[row["id"]]}
     if row["id"] in twins:
@@ -88,21 +102,22 @@ def one_by_one(row, keep, units, leaks, twins):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(clip_rows, max_size=12), keeps, st.sets(st.sampled_from("uvw")), st.data())
-def test_the_decision_is_that_of_each_row(drawn, keep, units, data):
+@given(st.lists(clip_rows, max_size=12), keeps, st.sets(st.sampled_from("uvw")),
+       st.sampled_from([None, NotStill()]), st.data())  # fmt: skip
+def test_the_decision_is_that_of_each_row(drawn, keep, units, own, data):
     ledger = ledger_of(drawn)
     ids = [f"clip{n}" for n in range(len(drawn))]
     some = st.sets(st.sampled_from(ids)) if ids else st.just(set())
     leaks = dict.fromkeys(data.draw(some), "eval")
     twins = dict.fromkeys(data.draw(some), ("better", 3.0))
-    judged = judge(ledger, keep=keep, units=units, leaks=leaks)
+    judged = judge(ledger, keep=keep, units=units, own=[own] if own else [], leaks=leaks)
     found = decide(ledger, judged, twins=twins, leaks=leaks)
     changed = {(r["unit_id"], r["kind"], r["id"]): r for r in found.changes.to_pylist()}
     kept = dict.fromkeys("uvw", 0)
     wanted = {}
     for row in ledger.to_pylist():
         if row["kind"] == "clip":
-            wanted[row["id"]] = one_by_one(row, keep, units, leaks, twins)
+            wanted[row["id"]] = one_by_one(row, keep, units, leaks=leaks, twins=twins, own=own)
             kept[row["unit_id"]] += wanted[row["id"]]["fate"] == "kept"
     unstored = {
         r["unit_id"]
@@ -204,13 +219,60 @@ def test_a_million_rows_are_judged_in_columns():
     }
     wanted = pa.schema([ledger_schema().field(name) for name in READS])
     ledger = conformed(pa.table(columns), wanted)
+    ledger = ledger.append_column("aesthetic", pa.array(1 + draw.random(count)))
     keep = Keep(min_motion=0.5, max_motion=None, min_luma=None, min_luma_range=None,
-                max_duplicate_frame_share=None)  # fmt: skip
+                max_duplicate_frame_share=None, bounds=(Bound(score="aesthetic", min=1.0),))  # fmt: skip
     judged = judge(ledger, keep=keep, units=ledger.column("unit_id").unique())
     found = decide(ledger, judged)
     motion = ledger.column("motion").to_numpy()
     assert found.changes.num_rows == int((motion < 0.5).sum())
     assert judged.passing.sum() == int((motion >= 0.5).sum())
+
+
+class Wordy(NotStill):
+    def __call__(self, rows):
+        said = super().__call__(rows)
+        return [
+            one and replace(one, message=f"{row['motion']} is still")
+            for one, row in zip(said, rows, strict=True)
+        ]
+
+
+def test_an_own_rule_says_why_and_takes_it_back(judged_dataset):
+    dataset = judged_dataset
+    digest = dataset.digest()
+    table = dataset.ledger_table
+    ledger = readable(table)
+    units = ledger.column("unit_id").unique().to_pylist()
+    found = decide(ledger, judge(ledger, keep=Keep(), units=units, own=[Wordy()]))
+    assert give_fates(table, found.changes)
+    after = Dataset.open(dataset.root)
+    told = [r for r in after.ledger().to_pylist() if r["rule"] == "not_still"]
+    assert {row["source_sha256"] for row in told} == {name_of("a"), name_of("c")}
+    assert {(r["fate"], r["score"], r["threshold"], r["message"]) for r in told} == {
+        ("rejected", 0.02, 0.1, "0.02 is still")
+    }
+    assert after.balance().ok
+    assert not decide(
+        readable(after.ledger_table),
+        judge(readable(after.ledger_table), keep=Keep(), units=units, own=[Wordy()]),
+    ).changes.num_rows
+    refate(after, Keep())
+    assert Dataset.open(dataset.root).digest() == digest
+    assert not any(
+        r["message"]
+        for r in Dataset.open(dataset.root).ledger().to_pylist()
+        if r["kind"] == "clip" and r["fate"] == "kept"
+    )
+
+
+def test_an_own_rule_that_answers_short_is_named():
+    class Short(NotStill):
+        def __call__(self, rows):
+            return super().__call__(rows)[1:]
+
+    with pytest.raises(NotAStage, match="not_still: 0 answers for 1 clips"):
+        judge(hashed(("x", "a", BASE, 100)), keep=Keep(), units=["a"], own=[Short()])
 
 
 def hashed(*clips):
@@ -251,6 +313,19 @@ def test_the_best_copy_stays_whatever_came_first():
     for order in (clips, clips[::-1]):
         assert twins(hashed(*order)) == {"small": ("large", 3.0)}
     assert twins(hashed(*clips), max_bits=2) == {}
+
+
+def test_vectors_may_say_that_near_hashes_are_no_copies():
+    clips = [("small", "a", BASE, 100), ("large", "b", BASE ^ 1, 200), ("mid", "c", BASE ^ 6, 150)]
+    asked = []
+
+    def confirm(names):
+        asked.extend(names)
+        return lambda one, other: {one, other} != {"large", "mid"}
+
+    far = ("far", "d", ~BASE % 2**192, 100)
+    assert twins(hashed(*clips, far), confirm=confirm) == {"small": ("large", 1.0)}
+    assert sorted(asked) == ["large", "mid", "small"]
 
 
 def test_clips_of_one_source_are_no_copies_and_a_copied_source_goes_whole():

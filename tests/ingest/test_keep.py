@@ -2,7 +2,10 @@ from dataclasses import fields, replace
 
 import pytest
 
-from ingest.keep import RULES, Keep
+from ingest.keep import RULES, Bound, Keep, own_rules
+from ingest.stage import NotAStage
+
+MADE = "tests.ingest.stages_made"
 
 GOOD = {
     "motion": 0.1,
@@ -50,8 +53,48 @@ def test_a_still_is_judged_by_what_it_has():
 def test_every_threshold_has_its_rule():
     tested = {"min_motion", "max_motion", "max_duplicate_frame_share", "min_luma", "max_luma"}
     tested |= {"min_luma_range", "min_sharpness", "max_flicker"}
-    assert {field.name for field in fields(Keep)} == tested == set(RULES)
+    assert {field.name for field in fields(Keep)} - {"bounds", "own"} == tested == set(RULES)
 
 
 def test_digest_follows_the_thresholds():
     assert Keep().digest() == Keep().digest() != Keep(min_motion=0.006).digest()
+
+
+def test_a_bound_is_a_rule_over_any_score():
+    keep = Keep(bounds=(Bound(score="aesthetic", min=4.5), Bound(score="text_match", max=0.9)))
+    assert keep.decide(GOOD).name == "kept"  # nothing is known against it
+    assert keep.decide(GOOD | {"aesthetic": None, "text_match": 0.9}).name == "kept"
+    fate = keep.decide(GOOD | {"aesthetic": 4.4, "text_match": 0.95})
+    assert (fate.rule, fate.score, fate.threshold) == ("min_aesthetic", 4.4, 4.5)
+    fate = keep.decide(GOOD | {"aesthetic": 4.5, "text_match": 0.95})
+    assert (fate.rule, fate.score, fate.threshold) == ("max_text_match", 0.95, 0.9)
+    assert Keep().decide(GOOD | {"aesthetic": 4.4}).rule == "min_aesthetic"
+    assert Keep(bounds=()).decide(GOOD | {"aesthetic": 4.4}).name == "kept"
+    assert keep.digest() != Keep().digest()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ([{"score": "aesthetic"}], "give min or max"),
+        ([{"score": "motion", "min": 0.1}], "write keep.min_motion"),
+        ([{"score": "caption", "min": 0.1}], "'caption' is no score"),
+        ([{"score": "Nice", "min": 0.1}], "'Nice' is no score"),
+        ([{"score": "a", "min": 0.1}, {"score": "a", "max": 1.0}], "a is bounded twice"),
+    ],
+)
+def test_a_bound_that_cannot_be_meant(bounds, said):
+    with pytest.raises(ValueError, match=said):
+        Keep(bounds=tuple(Bound(**one) for one in bounds))
+
+
+def test_own_rules_are_loaded_and_have_names_of_their_own():
+    own = own_rules(Keep(own=({"use": f"{MADE}:NotStill"},)))
+    assert [rule.name for rule in own] == ["not_still"]
+    with pytest.raises(ValueError, match="use ="):
+        Keep(own=({"class": "x"},))
+    for table in ({"use": f"{MADE}:Jumps"}, {"use": f"{MADE}:NotStill", "level": 1}):
+        with pytest.raises(NotAStage, match="use = "):
+            own_rules(Keep(own=(table,)))
+    with pytest.raises(NotAStage, match="there is a rule 'not_still' already"):
+        own_rules(Keep(own=({"use": f"{MADE}:NotStill"},) * 2))

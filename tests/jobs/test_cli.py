@@ -47,6 +47,33 @@ def test_help(words, capsys):
             2,
             "did you mean keep.min_motion?",
         ),
+        (
+            ["curate", str(RECIPES / "curate.toml"), 'keep.bounds=[{score="aesthetic", mni=4.5}]'],
+            2,
+            "keep.bounds.0.mni: unknown key; did you mean keep.bounds.0.min?",
+        ),
+        (
+            ["curate", str(RECIPES / "curate.toml"), "source=.", "keep.own=[{use='no.such:Rule'}]"],
+            2,
+            "no.such cannot be imported",
+        ),
+        (
+            ["curate", str(RECIPES / "curate.toml"), "source=.", "detector.use=math:sqrt"],
+            2,
+            "math:sqrt",
+        ),
+        (
+            ["curate", str(RECIPES / "curate.toml"), "prep.detector=abc"],
+            2,
+            "name yours with detector.use",
+        ),
+        (
+            ["curate", str(RECIPES / "curate.toml"), "out=x", "duplicates.against=x"],
+            2,
+            "names the dataset itself",
+        ),
+        (["doctor", "--extension", "math:sqrt"], 2, "math:sqrt"),
+        (["doctor", "level=3"], 2, "are for --extension"),
         (["train", str(RECIPES / "curate.toml")], 2, "is a recipe for curate"),
         (
             ["train", str(RECIPES / "base.toml"), "role=motion"],
@@ -186,3 +213,12 @@ def test_a_half_written_recipe_does_not_wedge_a_folder(tiny_videos, tmp_path):
         output.claim(out, "curate", config, inputs={"x": "1"}, resume=True)
     output.claim(out, "curate", config, inputs={"x": "1"}, resume=False)
     assert len(list(tmp_path.glob("out.old-*"))) == 1
+
+
+def test_doctor_tests_a_stage(capsys):
+    words = ["doctor", "--extension", "tests.ingest.stages_made:Jumps", "levels=30.0", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        _guarded(words)
+    assert ended.value.code == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["problems"]) == ("shot_detector", [])

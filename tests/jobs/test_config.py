@@ -1,5 +1,6 @@
 """Recipes: every problem at once, each with the key and the nearest known one."""
 
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 import pytest
 
 from jobs.config import ConfigError, build, flat, nearest, read, verb_of
+from pipelines import curate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,3 +100,20 @@ def test_words():
     assert nearest("dedup", ["keep", "deduplicate"]) == "; did you mean deduplicate?"
     assert nearest("zzz", ["keep"]) == ""
     assert flat({"a": {"b": 1}, "c": 2}) == {"a.b": 1, "c": 2}
+
+
+def test_every_example_in_the_curate_recipe_is_a_key():
+    """Lines behind "#:" are what a person will take the mark off."""
+    text = (Path(__file__).parents[2] / "jobs" / "recipes" / "curate.toml").read_text()
+    table, name = {}, ""
+    for line in text.replace("#: ", "").splitlines():
+        if line.startswith("["):
+            name = line.strip("[]")
+        elif line and not line.startswith("#"):
+            part = tomllib.loads(line)
+            (table.setdefault(name, {}) if name else table).update(part)
+    made = build(curate.Config, {k: v for k, v in table.items() if k != "verb"}, name="x")
+    assert [bound.score for bound in made.keep.bounds] == ["aesthetic", "text_match"]
+    assert made.detector["use"] == made.keep.own[0]["use"].replace("Lively", "Shots")
+    assert len(made.captions.captioners) == 6
+    assert text.count("#: ") >= 15

@@ -121,6 +121,43 @@ def test_another_text_captions_again_and_decodes_nothing(tmp_path, tiny_videos, 
     assert counted() == before
 
 
+def test_own_stages_decide_and_decode_nothing_again(tmp_path, tiny_videos, counted):
+    """A detector, a scorer, a bound on it and a keep rule of one's own, all by name in the recipe."""
+    made = "tests.ingest.stages_made"
+    own = [f"detector.use={made}:Jumps", f"scorers.scorers=[{{use='{made}:Brightness'}}]"]
+
+    def curate(*words):
+        ran = kinoray(
+            tmp_path,
+            "curate",
+            RECIPE,
+            f"source={tiny_videos}",
+            "out=ds",
+            *KEEP,
+            *own,
+            *words,
+            "--json",
+        )
+        assert ran.code == 0, ran.err[-1500:]
+        assert ran.told["fates_balance"]
+        rows = Dataset.open(tmp_path / "ds").ledger().to_pylist()
+        return ran, counted(), {row["rule"] for row in rows if row["kind"] == "clip"}
+
+    loose, decodes, rules = curate()
+    assert (loose.told["clips_kept"], rules) == (3, {None})
+    clips = Dataset.open(tmp_path / "ds").kept_clips().to_pylist()
+    least = sorted(clip["brightness"] for clip in clips)[1]
+    bound = f"keep.bounds=[{{score='brightness', min={least}}}]"
+    strict, after, rules = curate(bound, f"keep.own=[{{use='{made}:NotStill'}}]")
+    kept = [c for c in clips if c["brightness"] >= least and c["motion"] >= 0.1]
+    assert (strict.told["clips_kept"], after) == (len(kept), decodes)
+    still = {"not_still"} if len(kept) < 2 else set()
+    assert rules - {None} == {"min_brightness"} | still
+    back, after, _ = curate("keep.bounds=[{score='brightnes', min=3.0}]")
+    assert (back.told["digest"], after) == (loose.told["digest"], decodes)
+    assert "nothing gives the score brightnes" in back.err
+
+
 def captions_of(place: Path) -> dict[str, str]:
     rows = Dataset.open(place).kept_clips().to_pylist()
     return {row["source_uri"]: row["caption"] for row in rows}
