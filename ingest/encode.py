@@ -120,3 +120,16 @@ def poster(frame_HWC: np.ndarray) -> bytes:
     return ffmpeg.encode(
         data, size=size, fps=1, options=options | {"pix_fmt": "yuvj444p"}, filters=(to_full,)
     )
+
+
+def thumbnail(frame_HWC: np.ndarray, *, width_px: int, quality: int = 75) -> bytes:
+    """Encode one uint8 HWC frame as a JPEG, at most `width_px` wide."""
+    height, width = frame_HWC.shape[:2]
+    scale = min(1.0, width_px / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small_HWC = cv2.resize(frame_HWC, size, interpolation=cv2.INTER_AREA)
+    bgr_HWC = cv2.cvtColor(small_HWC, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr_HWC, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"a frame of {width}x{height} px has no JPEG")
+    return data.tobytes()

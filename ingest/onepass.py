@@ -3,10 +3,12 @@
 Memory holds the frames of one clip, not the video; what is kept goes to the shard at once.
 """
 
+import contextlib
 import hashlib
 import json
+import time
 import zlib
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 
@@ -82,15 +84,17 @@ class OnePass:
         cuts = finder(self.prep, self.detector)
         windows = WindowFinder(contract, trim_frames(self.prep, reading.fps))
         held, count = Held(windows), 0
-        for frame in reading:
+        for frame in self._decoded(reading):
             if not count:
                 reading.wait_for_clock()
                 if reading.hdr:
                     return Fate(name="rejected", rule="hdr", message="PQ or HLG transfer")
             held.add(count, frame)
-            small_HW = planes.luma(frame, lines=SHOT_LINES_PX)
-            at_s = _ONE_RATE if isinstance(cuts, CutFinder) else reading.at_s(count)
-            for is_cut in cuts.look(small_HW, at_s):
+            with self._timed("shots"):
+                small_HW = planes.luma(frame, lines=SHOT_LINES_PX)
+                at_s = _ONE_RATE if isinstance(cuts, CutFinder) else reading.at_s(count)
+                flags = cuts.look(small_HW, at_s)
+            for is_cut in flags:
                 for window in windows.feed(is_cut=is_cut):
                     self._window(window, held, reading, shard)
             count += 1
@@ -99,6 +103,25 @@ class OnePass:
             self._window(window, held, reading, shard)
         self._note(reading, count)
         return self._verdict(reading, windows, count)
+
+    def _decoded(self, reading: Reading) -> Iterator[np.ndarray]:
+        frames = iter(reading)
+        while True:
+            with self._timed("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the time that passes to what the stage has taken."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            taken_s = time.perf_counter() - began_s
+            self.stats[f"{stage}_s"] = self.stats.get(f"{stage}_s", 0.0) + taken_s
 
     def _note(self, reading: Reading, count: int) -> None:
         self.stats["slots"] = count
@@ -141,13 +164,15 @@ class OnePass:
         contract = self.prep.contract
         frames = held.take(window, contract.step)
         fps = contract.payload_fps(reading.fps)
-        small_THW = shrunk(frames)
-        scores = score(frames, fps, small_THW)
+        with self._timed("scores"):
+            small_THW = shrunk(frames)
+            scores = score(frames, fps, small_THW)
+            hashed = phash(small_THW)
         row = self._clip_row(window, reading)
         fate = PURGED if row["id"] in self.purged else self.keep.decide(scores)
         if fate.name == "kept":
             fate = self._store(row, frames, fps, shard)
-        row |= scores | {"phash": phash(small_THW)}
+        row |= scores | {"phash": hashed}
         row |= fate.columns()
         self.rows.append(row)
 
@@ -185,13 +210,15 @@ class OnePass:
         self, row: dict[str, object], frames: np.ndarray, fps: Fraction, shard: ShardWriter
     ) -> Fate:
         contract = self.prep.contract
-        payload = (
-            encode_still(frames[0])
-            if contract.is_still
-            else encode_clip(frames, self.prep, fps=fps)
-        )
+        with self._timed("encode"):
+            payload = (
+                encode_still(frames[0])
+                if contract.is_still
+                else encode_clip(frames, self.prep, fps=fps)
+            )
         try:
-            check_payload(payload, contract, fps=fps, reference=frames)
+            with self._timed("check"):
+                check_payload(payload, contract, fps=fps, reference=frames)
         except ValueError as error:
             return Fate(
                 name="failed", stage="check", error_class="BrokenContract", message=str(error)

@@ -42,7 +42,11 @@ SEEK_MARGIN_S = 2.0  # some containers tell the time of a keyframe a little late
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitResult:
-    """Ledger rows of one unit, not committed yet, and what they cost."""
+    """Ledger rows of one unit, not committed yet, and what they cost.
+
+    `stats` has counts, and for decode, shots, scores, encode and check the seconds that the worker
+    spent on them or waited for their child process.
+    """
 
     unit_id: str
     rows: pa.Table
@@ -76,7 +80,13 @@ def _num_parts(source: Source, prep: Prep, scratch: Path) -> int:
             duration_s = ffmpeg.probe(copy.path, replace(prep, contract=Contract())).duration_s
     except SourceError:
         return 1
-    return min(most, max(1, round(duration_s / prep.max_unit_s)))
+    return num_parts(source.bytes, duration_s, prep)
+
+
+def num_parts(num_bytes: int, duration_s: float, prep: Prep) -> int:
+    """Return into how many parts a video of that size and declared length is cut."""
+    most = num_bytes // (prep.max_unit_s * LEAST_BYTES_PER_S)
+    return max(1, min(most, round(duration_s / prep.max_unit_s)))
 
 
 def units_of(source: Source, named: Named, *, prep: Prep) -> list[Unit]:

@@ -32,8 +32,15 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
     module = chain.VERBS[name]
     made = config.build(module.Config, _keys(table, name, recipe), name=str(recipe))
     if flags.dry_run:
-        _plans([module.plan(made)], flags)
+        planned = module.plan(made)
+        if name == "curate":
+            from pipelines import estimate
+
+            render.say(f"kinoray: timing up to {estimate.SAMPLES} sources; nothing of it is kept")
+            planned = estimate.estimated(made, planned)
+        _plans([planned], flags)
         return
+    from jobs import curate_report
     from pipelines import context
 
     with context.opened(
@@ -42,6 +49,7 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
         show=render.Progress(quiet=flags.quiet),
         resume=not flags.no_resume,
         on_stop=render.stopping,
+        report=curate_report.page_of,
     ) as surroundings:
         result = module.run(made, context=surroundings)
     _end(result, flags)
@@ -137,6 +145,12 @@ def _plans(plans: list[Any], flags: Flags) -> None:
         render.table([(key, str(value)) for key, value in plan.counts.items()])
         if plan.stages:
             render.out("  stages  " + " -> ".join(plan.stages))
+        if plan.steps:
+            steps = [(step.name, step.writes, step.needs) for step in plan.steps]
+            render.table([("stage", "writes", "needs"), *steps])
+        if plan.estimate:
+            render.out("  estimate")
+            render.table([(f"  {key}", render.cell(value)) for key, value in plan.estimate.items()])
         for note in plan.notes:
             render.out(f"  {note}")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from jobs import config, dataset_keys, render
+from jobs import config, dataset_keys, render, rule_words
 
 T = TypeVar("T")
 ROWS_SHOWN = 100
@@ -27,6 +27,7 @@ def info(place: str, keys: Sequence[str], *, as_json: bool) -> None:
     }
     if as_json:
         _end(told | {"versions": dataset.versions(), "tags": names}, as_json=True)
+    told["rules"] = rule_words.counted(told["rules"])
     rows = [(k, f"{v:.6g}" if isinstance(v, float) else str(v)) for k, v in told.items()]
     rows += [(f"version of {name}", str(version)) for name, version in dataset.versions().items()]
     render.table([*rows, ("tags", ", ".join(names) or "none")])

@@ -5,14 +5,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ingest import refs
 from ingest.files import atomic_write
-from ingest.schema import SCORES
 from ingest.shards import CorruptPayload, read_payload
 from ingest.store import Dataset
-from jobs.page import bars, card, histogram, page, picture, table, text
+from jobs import curate_report, run_notes
+from jobs.page import bars, card, page, picture, table, text
+from jobs.rule_words import counted, words
 
 Row = Mapping[str, Any]
 MOST_CLIPS = 24
@@ -21,7 +20,9 @@ MOST_ROWS = 500
 
 def write(dataset: Dataset, path: Path) -> Path:
     """Write the page of a dataset and return its path."""
-    parts = [*_head(dataset), *fates(dataset), *_scores(dataset), *_past(dataset)]
+    shown = [*_inputs(dataset), '<h2>clips</h2><div class="grid">', *_clips(dataset), "</div>"]
+    parts = [*_head(dataset), *curate_report.parts(dataset, run_notes.latest(dataset)), *shown]
+    parts += [*_groups(dataset), *_past(dataset)]
     atomic_write(path, page(str(dataset.root), parts))
     return path
 
@@ -32,7 +33,7 @@ def fates(dataset: Dataset) -> list[str]:
         "SELECT kind, CASE WHEN fate = 'rejected' THEN 'rejected: ' || coalesce(rule, '') ELSE fate END"
         " AS fate, count(*) AS number FROM ledger GROUP BY 1, 2 ORDER BY 1, 2"
     ).to_pylist()
-    clips = [(row["fate"], row["number"]) for row in rows if row["kind"] == "clip"]
+    clips = [(_words(row["fate"]), row["number"]) for row in rows if row["kind"] == "clip"]
     videos = sum(row["number"] for row in rows if row["kind"] == "source")
     shown = [("inputs", videos), ("candidate clips", sum(n for _, n in clips)), *clips]
     return [bars(shown), *_inputs(dataset), '<div class="grid">', *_clips(dataset), "</div>"]
@@ -40,10 +41,19 @@ def fates(dataset: Dataset) -> list[str]:
 
 def _head(dataset: Dataset) -> Iterable[str]:
     yield f"<h1>{text(str(dataset.root))}</h1>"
-    facts = {"version": dataset.version, "digest": dataset.digest()[:12], **dataset.info()}
+    facts: dict[str, Any] = {
+        "version": dataset.version,
+        "digest": dataset.digest()[:12],
+        **dataset.info(),
+    }
     facts["contract"] = dataset.contract.describe()
-    rows = [(k, f"{v:.6g}" if isinstance(v, float) else str(v)) for k, v in facts.items()]
+    facts["rules"] = counted(facts["rules"])
+    rows = [(k, _fact(v)) for k, v in facts.items()]
     yield table(("fact", "value"), rows)
+
+
+def _fact(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _inputs(dataset: Dataset) -> Iterable[str]:
@@ -89,16 +99,8 @@ def _clips(dataset: Dataset) -> Iterable[str]:
         yield '<p class="small">and more clips</p>'
 
 
-def _scores(dataset: Dataset) -> Iterable[str]:
+def _groups(dataset: Dataset) -> Iterable[str]:
     clips = dataset.kept_clips()
-    found = {name: clips.column(name).drop_null().to_numpy() for name in SCORES}
-    shown = {name: values[np.isfinite(values)] for name, values in found.items()}
-    if any(values.size for values in shown.values()):
-        yield "<h2>scores of kept clips</h2>"
-    for name, values in shown.items():
-        if values.size:
-            counts, edges = np.histogram(values, bins=24)
-            yield histogram(name, counts.tolist(), (float(edges[0]), float(edges[-1])))
     for column in ("label", "licence", "consent"):
         counted = Counter(clips.column(column).to_pylist())
         if set(counted) - {""}:
@@ -115,11 +117,16 @@ def _past(dataset: Dataset) -> Iterable[str]:
         yield f"<h2>log</h2>{table(('at', 'operation', 'ledger version'), done)}"
 
 
+def _words(fate: str) -> str:
+    name, _, rule = fate.partition(": ")
+    return f"{name}: {words(rule)}" if rule else name
+
+
 def _why(row: Row) -> str:
     if row["fate"] == "failed":
         return f"{row['stage']}: {row['error_class']}: {row['message']}"
     if row["fate"] == "duplicate":
         return f"same content as {str(row['duplicate_of'])[:12]}"
     if row["score"] is None:
-        return str(row["rule"] or "")
-    return f"{row['rule']} ({row['score']:g}, threshold {row['threshold']:g})"
+        return words(row["rule"] or "")
+    return f"{words(row['rule'])} ({row['score']:g}, threshold {row['threshold']:g})"

@@ -5,11 +5,25 @@ import html
 from collections.abc import Iterable, Sequence
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;color:#1c2330;background:#fff}
-h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid #d8dde6}
-table{border-collapse:collapse;font-size:14px}td,th{padding:.15rem .9rem .15rem 0;text-align:left;vertical-align:top}
-.grid{display:flex;flex-wrap:wrap;gap:14px}.card{width:200px;font-size:13px}.card video{width:200px;background:#000}
-.small{color:#566;font-size:13px}code{background:#eef1f5;padding:0 .25em}svg text{font:12px system-ui,sans-serif}
+:root{color-scheme:light dark;--ink:#1c2330;--paper:#fff;--dim:#566;--line:#d8dde6;--code:#eef1f5;--bar:#4a77b4;
+--rest:#b9c6d8;--bound:#b4534a;--good:#2f7d4f}
+@media(prefers-color-scheme:dark){:root{--ink:#dde3ec;--paper:#14181f;--dim:#9aa7b5;--line:#323a46;--code:#242b35;
+--bar:#6d9bdc;--rest:#3d4a5c;--bound:#e58379;--good:#6cc391}}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem}
+body{color:var(--ink);background:var(--paper)}
+h1{font-size:1.6rem;margin:0;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid var(--line)}
+h3{font-size:1rem;margin:1.4rem 0 .4rem}
+table{border-collapse:collapse;font-size:14px;margin:.4rem 0 1rem}
+td,th{padding:.15rem .9rem .15rem 0;text-align:left;vertical-align:top}
+td{overflow-wrap:anywhere}summary{cursor:pointer}
+.grid{display:flex;flex-wrap:wrap;gap:14px}.card{width:200px;font-size:13px;overflow-wrap:anywhere}
+.card video{width:200px;background:#000}
+.strip{width:330px;font-size:13px;overflow-wrap:anywhere}.strip img{width:108px;margin-right:2px;background:#000}
+.small{color:var(--dim);font-size:13px}code{background:var(--code);padding:0 .25em}
+svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .dim{fill:var(--dim)}
+.bar{fill:var(--bar)}.rest{fill:var(--rest)}.axis{stroke:var(--dim);fill:none}.line{stroke:var(--bar);fill:none;stroke-width:1.6}
+.bound{stroke:var(--bound);stroke-dasharray:4 3;stroke-width:1.4}svg .told{fill:var(--bound)}
 """
 
 
@@ -38,20 +52,21 @@ def picture(image: bytes, title: str, note: str) -> str:
     )
 
 
-def histogram(name: str, counts: Sequence[int], ends: tuple[float, float]) -> str:
-    """Return bars of equal bins from the first to the last value."""
-    most, width = max(counts, default=1) or 1, 480 / max(1, len(counts))
-    boxes = "".join(
-        f'<rect x="{200 + i * width:.1f}" y="{70 - 60 * n / most:.1f}" width="{width - 1:.1f}" '
-        f'height="{60 * n / most:.1f}" fill="#4a77b4"/>'
-        for i, n in enumerate(counts)
+def strip(frames: Sequence[bytes], title: str, note: str) -> str:
+    """Return some frames (JPEG) side by side with a title and a note; without frames the words alone."""
+    shown = "".join(
+        f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(frame).decode()}">'
+        for frame in frames
     )
     return (
-        f'<svg width="800" height="92" role="img"><text x="190" y="62" text-anchor="end">{text(name)}</text>'
-        f'{boxes}<path d="M200 70H680" stroke="#999"/><text x="200" y="86">{ends[0]:.3g}</text>'
-        f'<text x="680" y="86" text-anchor="end">{ends[1]:.3g}</text>'
-        f'<text x="690" y="20">{sum(counts)} clips</text></svg>'
+        f'<div class="strip"><div>{shown}</div><div>{text(title)}</div>'
+        f'<div class="small">{text(note)}</div></div>'
     )
+
+
+def details(title: str, inside: str) -> str:
+    """Return something that a click unfolds."""
+    return f"<details><summary>{text(title)}</summary>{inside}</details>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -69,7 +84,7 @@ def bars(bars: Sequence[tuple[str, int]]) -> str:
         y, width = 6 + 26 * i, 520 * number / most
         lines.append(
             f'<text x="190" y="{y + 15}" text-anchor="end">{text(name)}</text>'
-            f'<rect x="200" y="{y}" width="{width:.1f}" height="20" fill="#4a77b4"/>'
+            f'<rect x="200" y="{y}" width="{width:.1f}" height="20" class="bar"/>'
             f'<text x="{208 + width:.1f}" y="{y + 15}">{number}</text>'
         )
     return f'<svg width="800" height="{26 * len(bars) + 10}" role="img">{"".join(lines)}</svg>'
@@ -82,10 +97,10 @@ def curve(points: Sequence[tuple[int, float]]) -> str:
     last, top = points[-1][0], max(loss for _, loss in points) or 1.0
     path = " ".join(f"{60 + 700 * s / last:.1f},{170 - 150 * v / top:.1f}" for s, v in points)
     return (
-        '<svg width="800" height="200" role="img"><path d="M60 20V170H760" fill="none" stroke="#999"/>'
+        '<svg width="800" height="200" role="img"><path d="M60 20V170H760" class="axis"/>'
         f'<text x="52" y="26" text-anchor="end">{top:.3g}</text><text x="52" y="174" text-anchor="end">0</text>'
         f'<text x="760" y="190" text-anchor="end">step {last}</text><text x="66" y="16">training loss</text>'
-        f'<polyline points="{path}" fill="none" stroke="#b4534a" stroke-width="1.5"/></svg>'
+        f'<polyline points="{path}" class="line"/></svg>'
     )
 
 

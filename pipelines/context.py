@@ -18,6 +18,7 @@ from cluster.recording import Run, Status
 from cluster.session import Cluster, session
 from cluster.tracking import Tracker, embedded_uri
 from ingest.files import atomic_write
+from ingest.store import Dataset
 from pipelines.identity import code_version, plain
 from pipelines.output import Claim, finish, read_json
 
@@ -26,6 +27,7 @@ EXPERIMENT = "kinoray"
 INPUT_TAG = "kinoray.input."
 ENDINGS: dict[str, Status] = {"done": "FINISHED", "incomplete": "FAILED", "interrupted": "KILLED"}
 Show = Callable[[Mapping[str, Any]], None]
+Report = Callable[[Dataset, Path], bytes]
 
 
 def silent(_event: Mapping[str, Any]) -> None:
@@ -34,7 +36,10 @@ def silent(_event: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """The surroundings of a run; `parent_id` is the tracker's run that this one belongs under."""
+    """The surroundings of a run; `parent_id` is the tracker's run that this one belongs under.
+
+    `report` makes a page of a curated dataset and the notes of the run; None for who wants none.
+    """
 
     cluster: Cluster
     tracker: Tracker
@@ -42,6 +47,7 @@ class Context:
     show: Show
     resume: bool
     parent_id: str = ""
+    report: Report | None = None
     _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _started: list[bool] = field(default_factory=list)
 
@@ -65,6 +71,7 @@ def opened(
     show: Show = silent,
     resume: bool = True,
     on_stop: Callable[[], None] = lambda: None,
+    report: Report | None = None,
 ) -> Iterator[Context]:
     """Open the surroundings of a run and take everything down at the end; `on_stop` answers the first Ctrl-C."""
     uri = tracking_uri or embedded_uri(STATE.resolve())
@@ -74,7 +81,13 @@ def opened(
             uri, spool=spool, warn=lambda text: show({"event": "warning", "text": text})
         )
         yield Context(
-            cluster=cluster, tracker=tracker, stop=stop, show=show, resume=resume, _exits=exits
+            cluster=cluster,
+            tracker=tracker,
+            stop=stop,
+            show=show,
+            resume=resume,
+            report=report,
+            _exits=exits,
         )
 
 
@@ -86,6 +99,7 @@ class Recorder:
     ) -> None:
         self._context = context
         self._verb = verb
+        self._folder = claimed.folder
         self._log = EventLog(claimed.folder / "events.jsonl")
         self._started_s = time.monotonic()
         self.status = "done"
@@ -118,6 +132,26 @@ class Recorder:
         """Record the numbers of one training step in the run folder and the tracker."""
         self._log.emit(verb=self._verb, event="step", step=step, **numbers)
         self.run.log_metrics(dict(numbers), step)
+
+    def cost(self, unit: str, stats: Mapping[str, float]) -> None:
+        """Record in the run folder what one unit of work took."""
+        self._log.emit(verb=self._verb, event="cost", unit=unit, **stats)
+
+    def report(self, dataset: Dataset) -> None:
+        """Write the page of a curate run beside its notes and into the tracker.
+
+        A page that cannot be made is a warning: the run itself is done, and its page can be made later.
+        """
+        if self._context.report is None:
+            return
+        path = self._folder / "report.html"
+        try:
+            atomic_write(path, self._context.report(dataset, self._folder))
+        except (OSError, ValueError) as error:
+            self.warn(f"no report page: {error}")
+            return
+        self.run.log_artifact(path, "")
+        self.stage(f"report page {path}")
 
     def finish(self, claimed: Claim, result: dict[str, Any]) -> None:
         """Write the result of the run; its status is how the tracker will see it end."""

@@ -272,6 +272,8 @@ class _Work:
 
     def _take(self, outcome: pool.Outcome, unit: Unit) -> None:
         if outcome.failure is None:
+            spent = {"cpu_s": outcome.cpu_s, "wall_s": outcome.wall_s}
+            self.recorder.cost(unit.unit_id, {**outcome.value.stats, **spent})
             self.source_s += outcome.value.stats.get("source_s", 0.0)
             rows = with_attempts(outcome.value.rows, outcome.attempts)
             if unit.unit_id in self._again:

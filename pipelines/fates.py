@@ -115,8 +115,10 @@ def _tell_failures(rows: Sequence[Mapping[str, Any]], recorder: Recorder) -> Non
 
 
 def record(recorder: Recorder, result: Result, dataset: Dataset, verb: str) -> None:
-    """Log the counts and the dataset of a run."""
+    """Log the counts and the dataset of a run, then make its page."""
     numbers = {k: float(v) for k, v in plain(result).items() if isinstance(v, (int, float))}
     recorder.run.log_metrics(numbers, 0)
     recorder.run.log_dataset("dataset", result.digest, dataset.root.uri, verb)
     recorder.run.set_tags({"kinoray.dataset": result.digest})
+    recorder.cost("run", {name: numbers[name] for name in ("wall_s", "cpu_s", "source_s")})
+    recorder.report(dataset)

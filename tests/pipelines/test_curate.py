@@ -25,6 +25,11 @@ def test_a_file_that_is_no_video_has_its_fate(tmp_path):
     assert ran.told["fates_balance"] is True
     assert "notes.mp4: " in ran.err
     assert "Traceback" not in ran.err
+    page = next((tmp_path / "ds" / "runs").glob("*/report.html")).read_text()
+    assert "notes.mp4" in page
+    assert "NotAVideo: 1" in page
+    logged = list((tmp_path / ".kinoray" / "artifacts").rglob("report.html"))
+    assert [one.read_text() for one in logged] == [page]
 
 
 @pytest.fixture

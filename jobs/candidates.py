@@ -1,0 +1,93 @@
+"""All candidate clips of a dataset as columns: fates, places and every score, those of annotation passes too."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.columns import Column, among
+from ingest.schema import SCORE_FIELDS, SCORES, conformed, ledger_schema
+from ingest.store import Dataset
+
+COLUMNS = (
+    *("unit_id", "kind", "id", "fate", "rule", "score", "threshold", "stage", "error_class"),
+    *("message", "duplicate_of", "source_uri", "source_bytes", "start_s", "end_s", "width"),
+    *("height", "payload_kind", "payload_sha256", "shard", "offset", "length", "crc32"),
+    *("frame_count", "num_candidates", "frames_decoded", "decode_errors", *SCORES),
+)
+DIRECTIONS = {"higher": (-1,), "lower": (1,), "middle": (-1, 1)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidates:
+    """Ledger rows of sources and of clips (COLUMNS), and for each score one value a clip, NaN for none."""
+
+    sources: pa.Table
+    clips: pa.Table
+    scores: dict[str, np.ndarray]
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Which clips are kept."""
+        return among(self.clips.column("fate"), ["kept"])
+
+    def rows(self, at: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Return some clips, with their scores of every kind."""
+        found = self.clips.take(pa.array(np.asarray(at, np.int64))).to_pylist()
+        for index, row in zip(at, found, strict=True):
+            row |= {name: float(values[index]) for name, values in self.scores.items()}
+        return found
+
+
+def candidates(dataset: Dataset) -> Candidates:
+    """Read what a dataset knows of all sources and candidate clips."""
+    stored = dataset.ledger_table.schema().names
+    wanted = pa.schema([ledger_schema().field(name) for name in COLUMNS])
+    rows = conformed(
+        dataset.ledger_table.rows([name for name in COLUMNS if name in stored]), wanted
+    )
+    clip = among(rows.column("kind"), ["clip"])
+    clips = rows.filter(pa.array(clip))
+    scores = {name: clips.column(name).to_numpy().astype(float) for name in SCORES} | _annotated(
+        dataset, clips
+    )
+    return Candidates(sources=rows.filter(pa.array(~clip)), clips=clips, scores=scores)
+
+
+def _annotated(dataset: Dataset, clips: pa.Table) -> dict[str, np.ndarray]:
+    told = dataset.annotation("scores")
+    told = told.filter(told.column("value").is_valid()).sort_by("producer")
+    ours, found = _key(clips, "id"), dict[str, np.ndarray]()
+    for name in sorted(set(told.column("name").to_pylist()) - set(SCORES)):
+        of_name = told.filter(pa.array(among(told.column("name"), [name])))
+        options = pc.SetLookupOptions(value_set=_key(of_name, "clip_id").combine_chunks())
+        at = pc.call_function("index_in", [ours], options)
+        found[name] = of_name.column("value").take(at).to_numpy().astype(float)
+    return found
+
+
+def _key(rows: pa.Table, name: str) -> Column:
+    return pc.call_function(
+        "binary_join_element_wise",
+        [rows.column(name), rows.column("payload_sha256"), pa.scalar(" ")],
+    )
+
+
+def unit_of(score: str) -> str:
+    """Return the unit of a score that curation itself measures, "" for others."""
+    return _fact(score, "unit")
+
+
+def signs_of(score: str) -> tuple[int, ...]:
+    """Return on which sides a bound on a score makes sense: -1 a minimum, 1 a maximum."""
+    return DIRECTIONS.get(_fact(score, "direction"), (-1,))
+
+
+def _fact(score: str, name: str) -> str:
+    for field in SCORE_FIELDS:
+        if field.name == score and field.metadata:
+            return field.metadata.get(f"kinoray.{name}".encode(), b"").decode()
+    return ""
