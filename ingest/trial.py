@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ingest import ffmpeg
 from ingest.clip import Contract, Prep
+from ingest.detectors import Make
 from ingest.keep import Keep
 from ingest.ledger import Unit
 from ingest.pictures import demuxer_of
@@ -46,7 +47,15 @@ def declared_s(source: Source, *, prep: Prep, scratch: Path) -> float:
         return ffmpeg.probe(copy.path, plain, frames_fps=copy.frames_fps).duration_s
 
 
-def trial(source: Source, duration_s: float, *, prep: Prep, keep: Keep, scratch: Path) -> Trial:
+def trial(
+    source: Source,
+    duration_s: float,
+    *,
+    prep: Prep,
+    keep: Keep,
+    scratch: Path,
+    detector: Make | None = None,
+) -> Trial:
     """Curate about TRIAL_S seconds out of the middle of a source into `scratch`, and time it.
 
     Raises StorageError when `scratch` cannot be written.
@@ -68,7 +77,9 @@ def trial(source: Source, duration_s: float, *, prep: Prep, keep: Keep, scratch:
     if not sha256:
         return replace(none, problem="it cannot be read")
     started_s, before_s = time.monotonic(), _cpu_s()
-    done = curate_unit(unit, prep=some, keep=keep, root=scratch / "trial", scratch=scratch)
+    done = curate_unit(
+        unit, prep=some, keep=keep, root=scratch / "trial", scratch=scratch, detector=detector
+    )
     first = done.rows.slice(0, 1).to_pylist()[0]
     if first["fate"] == "failed":
         return replace(none, problem=f"{first['error_class']}: {first['message']}")

@@ -19,6 +19,7 @@ from ingest.trial import TRIAL_S, Trial, declared_s, trial
 from ingest.unit import num_parts
 from pipelines.captioners import passes_of
 from pipelines.curate import STAGES, Config
+from pipelines.deciding import own_of
 from pipelines.passes import Pass
 from pipelines.plan import Number, Plan, Step
 
@@ -49,8 +50,8 @@ NEEDS = {
     "decide": "the driver; decodes nothing",
 }
 NOT_IN_IT = (
-    "not in it: starting Ray, near duplicates and leakage (they keep fewer), annotation passes, "
-    "other work on the same CPUs"
+    "not in it: starting Ray, near duplicates, leakage and keep rules of your own (they keep "
+    "fewer), annotation passes, other work on the same CPUs"
 )
 
 
@@ -161,7 +162,7 @@ def _trials(
     """Yield up to SAMPLES trials that could be timed, and those that failed on the way."""
     near = [s for s in sources if _near(s)]
     pick = _by_bytes(near, lambda source: lengths.get(source.uri, 1.0) > 0)
-    timed = 0
+    own, timed = own_of(config.prep, config.detector, config.keep), 0
     for source in pick[:ATTEMPTS]:
         length = lengths.get(source.uri)
         if length is None:
@@ -169,7 +170,14 @@ def _trials(
                 length = declared_s(source, prep=config.prep, scratch=folder)
             except SourceError:
                 length = 0.0
-        done = trial(source, length, prep=config.prep, keep=config.keep, scratch=folder)
+        done = trial(
+            source,
+            length,
+            prep=own.prep,
+            keep=config.keep,
+            scratch=folder,
+            detector=own.detector,
+        )
         yield done
         timed += not done.problem and done.source_s > 0
         if timed == SAMPLES:

@@ -102,20 +102,24 @@ def mutate(seed: int, folder: Path, place: Path) -> str:
 
 
 def outcome(seed: int, folder: Path, scratch: Path) -> Outcome:
-    """Curate one mutation and check every promise about it."""
+    """Curate one mutation and check every promise about it.
+
+    To be called in a small process of its own: a child's maximum of memory counts that of the
+    process that starts it, and the largest child of a process is the largest for ever.
+    """
     room = scratch / str(seed)
     room.mkdir()
     place = room / "x.mp4"  # the name never tells what is inside
     what = mutate(seed, folder, place)
     unit = plan_unit(list_sources([str(place)])[0], prep=PREP)
-    begin, before = time.monotonic(), _child_mib()
+    begin = time.monotonic()
     try:
         result = curate_unit(unit, prep=PREP, keep=Keep(), root=room / "out", scratch=room / "s")
     except Exception as error:  # noqa: BLE001 - every exception is a finding here
         return Outcome(seed=seed, what=what, fate="", seconds=0, fault=f"raised {error!r}")
     seconds = time.monotonic() - begin
     source, *clips = result.rows.to_pylist()
-    fault = _fault(source, clips, room / "out") or _costs(seconds, before)
+    fault = _fault(source, clips, room / "out") or _costs(seconds)
     place.unlink()
     fate = f"{source['fate']} {source['rule'] or source['error_class'] or ''}".strip()
     return Outcome(seed=seed, what=what, fate=fate, seconds=seconds, fault=fault)
@@ -139,16 +143,12 @@ def _fault(source: dict, clips: list[dict], root: Path) -> str:
     return ""
 
 
-def _child_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-
-
-def _costs(seconds: float, before_mib: float) -> str:
+def _costs(seconds: float) -> str:
     # Not getrusage for this process: its maximum is inherited from the one that started it.
     own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-    child = _child_mib()
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     if seconds > MOST_S:
         return f"took {seconds:.0f} s"
-    if own > MOST_OWN_MIB or child > max(MOST_CHILD_MIB, before_mib):
+    if own > MOST_OWN_MIB or child > MOST_CHILD_MIB:
         return f"needs {own:.0f} MiB, its child {child:.0f}"
     return ""

@@ -1,14 +1,12 @@
 """Sources that mean harm, or look as if: one fate each with a reason, and nothing else touched."""
 
 import os
-import resource
 import struct
 import subprocess
 import sys
 import time
 import zlib
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from ingest.clip import Contract, Prep
 from ingest.onepass import OnePass
 from ingest.sources import list_sources
 from tests.ingest.boxes import TRACK, place_of_box
-from tests.ingest.mutations import mutate, outcome
 
 SHORT = Prep(decode_timeout_s=30.0, stall_timeout_s=10.0)
 MIB = 1 << 20
@@ -158,7 +155,6 @@ def test_a_picture_bomb_is_refused_unseen(curate, tmp_path):
     prep = Prep(contract=Contract(frames=1))
     fate, _why, message = only(curate(source, tmp_path / "out", prep=prep))
     assert (fate, bool(message)) == ("failed", True)
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 < 4096
 
 
 # ------------------------------------------------------------------ clocks, streams and pictures
@@ -278,22 +274,3 @@ def test_a_file_that_grows_while_it_is_read(studio, good, curate, tmp_path, monk
     assert only(result)[:2] == ("failed", "Changed")
     assert result.rows.num_rows == 1
     assert not list((tmp_path / "out").rglob("*.arrow"))
-
-
-# ------------------------------------------------------------------ seeded damage of real files
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_damaged_real_videos(shared_videos, tmp_path, seed):
-    found = outcome(seed, shared_videos, tmp_path)
-    assert not found.fault, found
-
-
-def test_the_same_seed_makes_the_same_damage(shared_videos, tmp_path):
-    made = partial(damaged, shared_videos, tmp_path)
-    assert made(5) == made(5) != made(6)
-
-
-def damaged(folder, scratch, seed):
-    what = mutate(seed, folder, scratch / "m")
-    return what, (scratch / "m").read_bytes()
