@@ -7,7 +7,6 @@ file and nothing else: no network, and no format that points at other files (pla
 
 import hashlib
 import os
-import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -277,23 +276,10 @@ def encode(
     place = os.memfd_create("kinoray-encode")
     try:
         output = stream.output(f"file:/dev/fd/{place}", **options).overwrite_output()
-        done = subprocess.run(
-            [
-                child.executable(),
-                *child.GLOBAL,
-                "-filter_complex_threads",
-                "1",
-                *ffmpeg.get_args(output),
-            ],
-            input=frames,
-            capture_output=True,
-            check=False,
-            pass_fds=(place,),
-            start_new_session=True,
-            timeout=ENCODE_TIMEOUT_S,
-        )
-        if done.returncode:
-            log = done.stderr.decode("utf-8", "replace")
+        args = ["-filter_complex_threads", "1", *ffmpeg.get_args(output)]
+        command = [child.executable(), *child.GLOBAL, *args]
+        code, log = child.feed(command, frames, pass_fds=(place,), limit_s=ENCODE_TIMEOUT_S)
+        if code:
             raise EncodeError(f"ffmpeg could not encode: {reason(log)}")
         return os.pread(place, os.fstat(place).st_size, 0)
     finally:

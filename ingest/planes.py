@@ -40,14 +40,15 @@ def size(frame: np.ndarray) -> tuple[int, int]:
     )
 
 
-def luma(frame: np.ndarray, *, lines: int = 0) -> np.ndarray:
+def luma(frame: np.ndarray, *, lines: int = 0, every: int = 1) -> np.ndarray:
     """Return the grey picture of a frame as uint8 HW, full range (0 to 255).
 
     With `lines`, it is shrunk by area averaging until its shorter side has that many px, and never
-    enlarged.
+    enlarged. With `every`, only the first of so many pixels and of so many rows is seen.
     """
     planar = is_planar(frame)
-    grey = frame[: size(frame)[1]] if planar else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    seen = np.ascontiguousarray(frame[: size(frame)[1] : every, ::every])
+    grey = seen if planar else cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY)
     if 0 < lines < min(grey.shape):
         height, width = grey.shape
         scale = lines / min(height, width)
@@ -59,13 +60,14 @@ def luma(frame: np.ndarray, *, lines: int = 0) -> np.ndarray:
 def differences(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Return the mean absolute difference of each frame from the one before, in grey levels."""
     if not is_planar(frames[0]):
-        return np.array([_apart(*pair) for pair in pairwise([luma(frame) for frame in frames])])
+        return np.array([apart(*pair) for pair in pairwise([luma(frame) for frame in frames])])
     height = size(frames[0])[1]
-    raw = [_apart(a[:height], b[:height]) for a, b in pairwise(frames)]
+    raw = [apart(a[:height], b[:height]) for a, b in pairwise(frames)]
     return np.array(raw) * (255.0 / (WHITE - BLACK))
 
 
-def _apart(before: np.ndarray, after: np.ndarray) -> float:
+def apart(before: np.ndarray, after: np.ndarray) -> float:
+    """Return the mean absolute difference of two arrays of one shape, in their own levels."""
     return cv2.norm(before, after, cv2.NORM_L1) / before.size
 
 

@@ -5,8 +5,6 @@ A thread drains ffmpeg's log all the while (a full pipe would stop the decoder) 
 base, the first pts, counts and the first complaint; the frames come through the other pipe.
 """
 
-import contextlib
-import fcntl
 import os
 import select
 import subprocess
@@ -26,7 +24,6 @@ from ingest.decoder_log import DecoderLog
 from ingest.sources import SourceError
 from ingest.streams import HDR_TRANSFERS, Part, VideoInfo
 
-PIPE_BYTES = 1 << 20
 BLOCK_FRAMES = 8
 _ONE = [object()]
 UNHELD = sys.getrefcount(_ONE[0])  # of what only a list and the question itself hold
@@ -111,8 +108,7 @@ class Reading:
     def __iter__(self) -> Iterator[np.ndarray]:
         fd = self._out.fileno()
         os.set_blocking(fd, False)
-        with contextlib.suppress(PermissionError):  # past the user's share of pipe memory
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        child.widen(fd)
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         blocks = _Blocks(self._shape)
