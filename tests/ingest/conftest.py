@@ -66,14 +66,16 @@ class Studio:
         codec: tuple[str, ...] = ("-c:v", "libx264", "-qp", "4", "-preset", "ultrafast"),
         cut_at: tuple[int, ...] = (),
     ) -> Path:
-        if name not in self.made:
-            path = self.folder / name
+        asked = f"{name} {fps} {count} {timing} {codec} {cut_at}"
+        if asked not in self.made:
+            path = self.folder / str(len(self.made)) / name  # one name may be asked for twice
+            path.parent.mkdir()
             shape = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}")
             data = self.frames(count, cut_at=cut_at).tobytes()
             pixels = ("-pix_fmt", "yuv420p", "-threads", "1")
             self.run(*shape, "-r", fps, "-i", "-", *timing, *codec, *pixels, path, data=data)
-            self.made[name] = path
-        return self.made[name]
+            self.made[asked] = path
+        return self.made[asked]
 
 
 def numbers_of(frames: np.ndarray) -> list[int]:
