@@ -142,10 +142,13 @@ def decide(
     *,
     twins: Mapping[str, tuple[str, float]] | None = None,
     leaks: Mapping[str, str] | None = None,
+    final: bool = False,
 ) -> Decision:
     """Return what changes. `twins` names, for clips that pass, the better clip near to each and how near.
 
-    `leaks` names the clip of an evaluation set that a leaking clip repeats.
+    `leaks` names the clip of an evaluation set that a leaking clip repeats. Units with clips that
+    would be kept but were never stored wait to be read again, unless this is `final`: then such clips
+    stay as they are, and the others get their fates.
     """
     codes, scores, other = judged.codes.copy(), judged.scores.copy(), dict(leaks or {})
     near = judged.passing & among(ledger.column("id"), twins or {})
@@ -156,9 +159,12 @@ def decide(
         scores[row] = far
     units = ledger.column("unit_id")
     no_shard = ~ledger.column("shard").is_valid().to_numpy().astype(bool)
+    absent = (codes == KEPT) & no_shard
     # A unit that is read again gets all its rows anew: until then it stays as it is.
-    unstored = frozenset(units.filter(pa.array((codes == KEPT) & no_shard)).to_pylist())
-    waits = among(units, unstored)
+    unstored = frozenset(units.filter(pa.array(absent)).to_pylist())
+    if final:
+        codes[absent] = ALONE
+    waits = among(units, [] if final else unstored)
     now = replace(judged, codes=codes, scores=scores)
     clips = _clips(ledger, now, other, waits)
     sources = _sources(ledger, codes, waits)

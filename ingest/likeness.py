@@ -50,10 +50,11 @@ def decision(
     duplicates: Duplicates,
     own: Sequence[KeepRule] = (),
     pending: Pending = NOTHING_PENDING,
+    final: bool = False,
 ) -> Decision:
     """Return which fates change when the clips of `units` are judged, and copies in the dataset found.
 
-    `own` are the own rules of `keep`; what is `pending` decides nothing yet. Raises NotADataset for
+    `own` are the own rules of `keep`; what is `pending` decides nothing yet; for `final` see decide. Raises NotADataset for
     one of `duplicates.against` that is none, and what an own rule raises.
     """
     ledger = readable(dataset.ledger_table)
@@ -71,7 +72,7 @@ def decision(
         if duplicates.near
         else {}
     )
-    return decide(ledger, judged, twins=twins, leaks=leaks)
+    return decide(ledger, judged, twins=twins, leaks=leaks, final=final)
 
 
 def _by_hash(_clips: Collection[str]) -> Alike:

@@ -31,3 +31,42 @@ class Committer:
             self._dataset.commit(rows, empty_captions(), app_id=self._app_id, batch=batch)
             self._rows = []
         self._committed_s = time.monotonic()
+
+
+class Rereads:
+    """Units that the ledger knows and that are read once more; their new rows replace the old ones.
+
+    `stored` have clips, of which other thresholds ask for more; `failed` have nothing to lose. A replacement rewrites files of
+    the ledger, so they come together, at most a tenth of the time.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._rows: list[pa.Table] = []
+        self._next_s = 0.0
+        self.stored: frozenset[str] = frozenset()
+        self.failed: frozenset[str] = frozenset()
+
+    @property
+    def units(self) -> frozenset[str]:
+        """All that are read again."""
+        return self.stored | self.failed
+
+    def add(self, unit: str, rows: pa.Table) -> str:
+        """Take the new rows of a unit; return why not when it failed and its clips of before stay."""
+        source = rows.slice(0, 1).to_pylist()[0]
+        if unit in self.stored and source["fate"] == "failed":
+            return f"{source['error_class']}: {source['message']}"
+        self._rows.append(rows)
+        if time.monotonic() >= self._next_s:
+            self.flush()
+        return ""
+
+    def flush(self) -> None:
+        """Replace the rows of what was read, in one transaction."""
+        begin_s = time.monotonic()
+        if self._rows:
+            self._dataset.replace_units(pa.concat_tables(self._rows))
+            self._rows = []
+        end_s = time.monotonic()
+        self._next_s = end_s + max(COMMIT_EVERY_S, 10 * (end_s - begin_s))

@@ -17,28 +17,27 @@ from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.likeness import Duplicates
+from ingest.objects import Root
 from ingest.scorers import Scorers
 from ingest.sources import Layout, Source, list_sources
 from ingest.store import Dataset
 from ingest.unit import (
     SCRATCH,
-    Named,
     Unit,
     curate_unit,
     duplicate_rows,
     failed_rows,
-    name_source,
-    units_of,
     with_attempts,
 )
 from pipelines import captioned
 from pipelines.annotate import Annotated, annotate
 from pipelines.captioners import passes_of
-from pipelines.committer import Committer
+from pipelines.committer import Committer, Rereads
 from pipelines.context import Context, Recorder, recorded
 from pipelines.deciding import Decider, Own, own_of
-from pipelines.fates import Result, first_of_each, record, summed
+from pipelines.fates import Course, Result, first_of_each, passing_failures, record, summed
 from pipelines.identity import digest, plain, recipe_digest
+from pipelines.naming import Names, units
 from pipelines.output import claim, notes_of, start_over
 from pipelines.passes import Pass
 from pipelines.plan import Plan
@@ -84,7 +83,7 @@ class Config:
             raise ValueError("max_attempts: at least 1")
         if self.prep.detector:
             raise ValueError("prep.detector: a digest; name yours with detector.use")
-        if self.out in self.duplicates.against:
+        if Root.of(self.out).uri in [Root.of(place).uri for place in self.duplicates.against]:
             raise ValueError("duplicates.against: names the dataset itself; all of it would leak")
 
 
@@ -122,14 +121,21 @@ def run(config: Config, *, context: Context) -> Result:
     folder = notes_of(config.out) / digest([recipe_digest(config), *inputs.values()])[:12]
     claimed = claim(folder, VERB, config, inputs=inputs, resume=True)
     # If others changed the dataset since, perhaps its fates, all is looked at again.
-    if claimed.finished and claimed.finished["version"] == dataset.version:
+    now = (dataset.version, dataset.digest()) if claimed.finished else ()
+    if claimed.finished and (claimed.finished["version"], claimed.finished["digest"]) == now:
         return Result(**claimed.finished)
     with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
         app_id = f"{VERB}/{claimed.digest}"
         work = _Work(config, dataset, context, recorder, own=own, decider=decider, app_id=app_id)
         units = work.units(sources)
         work.give_fates(units)
-        told = annotate(dataset, passes, context=context, recorder=recorder)
+        told = annotate(
+            dataset,
+            passes,
+            context=context,
+            recorder=recorder,
+            max_attempts=config.max_attempts,
+        )
         work.decide(units, last=True)
         result = work.told(units, told)
         record(recorder, result, dataset, VERB)
@@ -159,37 +165,30 @@ class _Work:
     ) -> None:
         self.config, self.dataset, self.context, self.recorder = config, dataset, context, recorder
         self._own, self._decider = own, decider
-        self._committer = Committer(dataset, app_id=app_id)
+        self._committer, self._rereads = Committer(dataset, app_id=app_id), Rereads(dataset)
         self._scratch = Path(config.scratch) if config.scratch else SCRATCH
-        self._again: frozenset[str] = frozenset()
+        self.unread = 0
         self.cpu_s = 0.0
         self.source_s = 0.0
 
     def units(self, sources: Sequence[Source]) -> list[Unit]:
-        """Name each source by its content; hashing is a full read, so it is spread over the cluster."""
+        """Name each source by its content."""
         self.context.start_cluster()
-        named: dict[str, Named] = {}
-        by_uri = {source.uri: source for source in sources}
-        work = (pool.Unit(key=uri, payload=source) for uri, source in by_uri.items())
-        for outcome in self._pooled(
-            partial(name_source, prep=self._own.prep, scratch=self._scratch), work
-        ):
-            named[outcome.key] = outcome.value or Named(sha256="", num_parts=1)
-            self.recorder.progress(len(named), len(sources), stage="curate: hash")
-        # Interrupted while hashing: only the named ones are units, the rest is found again by the next run.
-        return [
-            unit
-            for uri, source in by_uri.items()
-            if uri in named
-            for unit in units_of(source, named[uri], prep=self._own.prep)
-        ]
+        return units(
+            sources,
+            Names(notes_of(self.config.out), self._own.prep),
+            prep=self._own.prep,
+            scratch=self._scratch,
+            pooled=self._pooled,
+            recorder=self.recorder,
+        )
 
     def give_fates(self, units: Sequence[Unit]) -> None:
         """Process what the ledger does not know yet and commit as results come."""
         mine = {unit.unit_id for unit in units}
-        committed = self.dataset.committed_units()
-        self._again = self._decider.unstored(mine)
-        known = committed - self._again
+        self._rereads.stored = self._decider.unstored(mine)
+        self._rereads.failed = passing_failures(self.dataset, mine)
+        known = self.dataset.committed_units() - self._rereads.units
         todo = [unit for unit in units if unit.unit_id not in known]
         first = first_of_each(self.dataset, units)
         fresh = [
@@ -218,8 +217,10 @@ class _Work:
             # What is finished is kept even when the run fails; the failure itself is the news.
             with contextlib.suppress(OSError):
                 self._committer.flush()
+                self._rereads.flush()
             raise
         self._committer.flush()
+        self._rereads.flush()
         self.decide(units, last=False)
 
     def told(self, units: Sequence[Unit], passes: Sequence[Annotated]) -> Result:
@@ -232,9 +233,12 @@ class _Work:
             verb=VERB,
             out=self.config.out,
             max_failed_share=self.config.max_failed_share,
-            interrupted=self.context.stop.requested,
-            cpu_s=self.cpu_s,
-            source_s=self.source_s,
+            course=Course(
+                interrupted=self.context.stop.requested,
+                unread=self.unread,
+                cpu_s=self.cpu_s,
+                source_s=self.source_s,
+            ),
         )
 
     def decide(self, units: Sequence[Unit], *, last: bool) -> None:
@@ -276,18 +280,17 @@ class _Work:
             self.recorder.cost(unit.unit_id, {**outcome.value.stats, **spent})
             self.source_s += outcome.value.stats.get("source_s", 0.0)
             rows = with_attempts(outcome.value.rows, outcome.attempts)
-            if unit.unit_id in self._again:
-                self.dataset.replace_units(rows)
-            else:
-                self._committer.add(rows)
-            return
-        failure = outcome.failure
-        rows = failed_rows(
-            unit,
-            stage=failure.stage,
-            error_class=failure.error_class,
-            message=failure.message,
-            attempts=outcome.attempts,
-            **self._rules,
-        )
-        self._committer.add(rows)
+        else:
+            rows = failed_rows(
+                unit,
+                stage=outcome.failure.stage,
+                error_class=outcome.failure.error_class,
+                message=outcome.failure.message,
+                attempts=outcome.attempts,
+                **self._rules,
+            )
+        if unit.unit_id not in self._rereads.units:
+            self._committer.add(rows)
+        elif why := self._rereads.add(unit.unit_id, rows):
+            self.unread += 1
+            self.recorder.warn(f"{unit.source.printable_uri}: read again in vain: {why}")

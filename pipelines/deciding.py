@@ -58,12 +58,12 @@ class Decider:
         given = {fact.name for one in self._passes for fact in getattr(one.stage, "scores", ())}
         table = self._dataset.table("annotations/scores")
         given |= set(table.rows(["name"]).column("name").unique().to_pylist()) if table else set()
-        usual = {bound.score for bound in Keep().bounds}
+        usual = {one.score for one in Keep().bounds if one in self._keep.bounds}
         return [name for name in self._asked if name not in given | usual]
 
     def unstored(self, units: set[str]) -> frozenset[str]:
         """Return the units with clips that other rules rejected: wanted now, but never stored."""
-        return self._found(units, self._pending).unstored
+        return self._found(units, self._pending, final=False).unstored
 
     def decide(self, units: set[str], *, last: bool) -> int:
         """Give clips their fates; return how many changed.
@@ -71,12 +71,12 @@ class Decider:
         The `last` time counts all that is stored. Before, what the passes still make does not: what
         they are to look at stays in until they have.
         """
-        found = self._found(units, NOTHING_PENDING if last else self._pending)
+        found = self._found(units, NOTHING_PENDING if last else self._pending, final=last)
         if found.changes.num_rows:
             give_fates(self._dataset.ledger_table, found.changes)
         return found.changes.num_rows
 
-    def _found(self, units: set[str], pending: Pending) -> Decision:
+    def _found(self, units: set[str], pending: Pending, *, final: bool) -> Decision:
         return decision(
             self._dataset,
             units,
@@ -84,6 +84,7 @@ class Decider:
             duplicates=self._duplicates,
             own=self._own.rules,
             pending=pending,
+            final=final,
         )
 
 

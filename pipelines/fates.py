@@ -2,10 +2,12 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import pyarrow as pa
+
+from ingest.columns import among
 from ingest.store import Dataset
 from ingest.unit import Unit
 from pipelines.annotate import Annotated
@@ -13,6 +15,13 @@ from pipelines.context import Recorder
 from pipelines.identity import plain
 
 FAILURES_SHOWN = 10
+TOLD = ["kind", "fate", "unit_id", "source_uri", "stage", "error_class", "message"]
+# Failures of the machine and the moment, not of the source: another run reads it again.
+PASSING_CLASSES = (
+    *("Timeout", "Stalled", "Changed", "Vanished", "Truncated", "StorageError"),
+    *("PermissionError", "OSError", "FileNotFoundError"),
+)
+WORKER = "worker"  # the stage of a unit whose worker died or ran out of memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +47,19 @@ class Result:
     run_id: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Course:
+    """How a run went: whether it was stopped, what it spent, and how many units were read again in vain.
+
+    Thresholds ask for clips of those that were not stored; what was kept of them stays.
+    """
+
+    interrupted: bool
+    unread: int
+    cpu_s: float
+    source_s: float
+
+
 def summed(
     dataset: Dataset,
     units: Sequence[Unit],
@@ -47,24 +69,26 @@ def summed(
     verb: str,
     out: str,
     max_failed_share: float,
-    interrupted: bool,
-    cpu_s: float,
-    source_s: float,
+    course: Course,
 ) -> Result:
     """Count the fates of a run's units and what its passes made; name what failed and what does not add up."""
     mine = {unit.unit_id for unit in units}
-    rows = [row for row in dataset.ledger().to_pylist() if row["unit_id"] in mine]
-    fates = Counter((row["kind"], row["fate"]) for row in rows)
-    _tell_failures([row for row in rows if row["fate"] == "failed"], recorder)
+    rows = dataset.ledger().select(TOLD)
+    rows = rows.filter(pa.array(among(rows.column("unit_id"), mine)))
+    fates = Counter(
+        zip(rows.column("kind").to_pylist(), rows.column("fate").to_pylist(), strict=True)
+    )
+    _tell_failures(rows.filter(pa.array(among(rows.column("fate"), ["failed"]))), recorder)
     balance = dataset.balance(mine)
     for problem in balance.problems:
         recorder.warn(problem)
     failed_sources, unsaid = fates["source", "failed"], sum(one.failed for one in passes)
-    enough = balance.ok and not unsaid and failed_sources <= max_failed_share * max(1, len(units))
-    cpu_s += sum(one.cpu_s for one in passes) + time.process_time()
+    enough = failed_sources <= max_failed_share * max(1, len(units))
+    enough = enough and balance.ok and not unsaid and not course.unread
+    cpu_s = course.cpu_s + sum(one.cpu_s for one in passes) + time.process_time()
     return Result(
         verb=verb,
-        status="interrupted" if interrupted else "done" if enough else "incomplete",
+        status="interrupted" if course.interrupted else "done" if enough else "incomplete",
         dataset=out,
         version=dataset.version,
         digest=dataset.digest(),
@@ -78,7 +102,7 @@ def summed(
         fates_balance=balance.ok,
         wall_s=recorder.wall_s,
         cpu_s=round(cpu_s, 3),
-        source_s=round(source_s, 3),
+        source_s=round(course.source_s, 3),
         run_id=recorder.run.id,
     )
 
@@ -97,21 +121,32 @@ def first_of_each(dataset: Dataset, units: Sequence[Unit]) -> dict[str, str]:
     return first
 
 
-def _rejected_whole(rows: Sequence[Mapping[str, Any]]) -> int:
+def passing_failures(dataset: Dataset, units: set[str]) -> frozenset[str]:
+    """Return those of the units that failed of what may be over by now: time, memory, storage."""
+    rows = dataset.ledger().select(TOLD)
+    wanted = among(rows.column("kind"), ["source"]) & among(rows.column("fate"), ["failed"])
+    passing = among(rows.column("error_class"), PASSING_CLASSES)
+    passing |= among(rows.column("stage"), [WORKER])
+    rows = rows.filter(pa.array(wanted & passing & among(rows.column("unit_id"), units)))
+    return frozenset(rows.column("unit_id").to_pylist())
+
+
+def _rejected_whole(rows: pa.Table) -> int:
     found: dict[str, set[str]] = defaultdict(set)  # a long source has several rows
-    for row in rows:
-        if row["kind"] == "source":
-            found[row["source_uri"]].add(row["fate"])
+    rows = rows.filter(pa.array(among(rows.column("kind"), ["source"])))
+    uris, fates = rows.column("source_uri").to_pylist(), rows.column("fate").to_pylist()
+    for uri, fate in zip(uris, fates, strict=True):
+        found[uri].add(fate)
     return sum(fates == {"rejected"} for fates in found.values())
 
 
-def _tell_failures(rows: Sequence[Mapping[str, Any]], recorder: Recorder) -> None:
+def _tell_failures(rows: pa.Table, recorder: Recorder) -> None:
     """Name the first failures with their reasons; all of them are in the ledger."""
-    for row in rows[:FAILURES_SHOWN]:
+    for row in rows.slice(0, FAILURES_SHOWN).to_pylist():
         reason = f"{row['stage']}: {row['error_class']}: {row['message']}"
         recorder.warn(f"{row['source_uri']}: {reason}")
-    if len(rows) > FAILURES_SHOWN:
-        recorder.warn(f"and {len(rows) - FAILURES_SHOWN} more failures, in the ledger")
+    if rows.num_rows > FAILURES_SHOWN:
+        recorder.warn(f"and {rows.num_rows - FAILURES_SHOWN} more failures, in the ledger")
 
 
 def record(recorder: Recorder, result: Result, dataset: Dataset, verb: str) -> None:

@@ -44,9 +44,9 @@ def plain(value: object) -> Any:
 
 
 def digest(value: object) -> str:
-    """Return the sha256 of the canonical JSON of `value`, in hex."""
+    """Return the sha256 of the canonical JSON of `value`, in hex; names of files may be any bytes."""
     text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def recipe_digest(config: object) -> str:

@@ -18,16 +18,19 @@ pytestmark = pytest.mark.ray
 
 
 def test_a_file_that_is_no_video_has_its_fate(tmp_path):
-    (tmp_path / "notes.mp4").write_text("I am not a video")
-    ran = kinoray(tmp_path, "curate", RECIPE, "source=notes.mp4", "out=ds", "--json")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "notes.mp4").write_text("I am not a video")
+    odd = os.fsdecode(b"\xff\xfe.mp4")  # nor is its name text
+    (tmp_path / "videos" / odd).write_text("I am not one either")
+    ran = kinoray(tmp_path, "curate", RECIPE, "source=videos", "out=ds", "--json")
     assert ran.code == 3
-    assert ran.told["failed"] == 1
+    assert ran.told["failed"] == 2
     assert ran.told["fates_balance"] is True
     assert "notes.mp4: " in ran.err
     assert "Traceback" not in ran.err
     page = next((tmp_path / "ds" / "runs").glob("*/report.html")).read_text()
     assert "notes.mp4" in page
-    assert "NotAVideo: 1" in page
+    assert "NotAVideo: 2" in page
     logged = list((tmp_path / ".kinoray" / "artifacts").rglob("report.html"))
     assert [one.read_text() for one in logged] == [page]
 
@@ -60,13 +63,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path, tmp_path, t
 
 @pytest.fixture
 def counted(tmp_path, monkeypatch):
-    """Let every ffmpeg write a line when it begins to decode a whole source; return their count."""
+    """Let every ffmpeg write a line when it begins to decode a whole source; return their count.
+
+    Where there is a file `hung`, it gives no frame.
+    """
     log = tmp_path / "decodes"
     log.touch()
     wrapper = tmp_path / "ffmpeg"
     wrapper.write_text(
         "#!/bin/sh\n"
-        f'case "$*" in *showinfo*rawvideo*pipe:1*) echo one >> "{log}";; esac\n'
+        f'case "$*" in *showinfo*rawvideo*pipe:1*) echo one >> "{log}"\n'
+        f'if [ -e "{tmp_path}/hung" ]; then exec sleep 100; fi;; esac\n'
         f'exec "{imageio_ffmpeg.get_ffmpeg_exe()}" "$@"\n'
     )
     wrapper.chmod(0o755)
@@ -76,12 +83,16 @@ def counted(tmp_path, monkeypatch):
 
 @pytest.mark.timeout(600)
 def test_other_thresholds_decode_nothing(tmp_path, tiny, counted):
-    """Only what is newly wanted, and was never stored, is read from its source again."""
+    """Only what is newly wanted, and was never stored, is read from its source again.
 
-    def curate(*keep):
-        words = ["curate", RECIPE, f"source={tiny.videos}", "out=ds", *KEEP, *keep, "--json"]
-        ran = kinoray(tmp_path, *words)
-        assert ran.code == 0, ran.err[-1500:]
+    When that fails of what passes, nothing that was kept is lost, and the next run tries again.
+    """
+    short = ["prep.stall_timeout_s=5"]
+
+    def curate(*keep, code=0):
+        words = ["curate", RECIPE, f"source={tiny.videos}", "out=ds", *KEEP, *short, *keep]
+        ran = kinoray(tmp_path, *words, "--json")
+        assert ran.code == code, ran.err[-1500:]
         assert ran.told["fates_balance"]
         return ran.told, counted()
 
@@ -89,6 +100,10 @@ def test_other_thresholds_decode_nothing(tmp_path, tiny, counted):
     limit = f"keep.min_motion={(motions[0] + motions[1]) / 2}"
     strict, decodes = curate(limit)
     assert (strict["clips_kept"], decodes) == (2, strict["sources"])
+    (tmp_path / "hung").touch()
+    hung, decodes = curate(code=3)
+    assert (hung["digest"], hung["failed"]) == (strict["digest"], 0)
+    (tmp_path / "hung").unlink()
     wide, after = curate()
     assert (wide["clips_kept"], after) == (3, decodes + 1)
     again, after = curate(limit)
@@ -98,9 +113,21 @@ def test_other_thresholds_decode_nothing(tmp_path, tiny, counted):
 
 @pytest.mark.timeout(600)
 def test_another_text_captions_again_and_decodes_nothing(tmp_path, tiny_videos, counted):
+    """Not even a look is taken at the videos: what they hold now would be none.
+
+    At first their decoder hangs, which is no fate for ever.
+    """
     videos = shutil.copytree(tiny_videos, tmp_path / "videos")
-    words = ["curate", RECIPE, "source=videos", "out=ds", *KEEP, "--json"]
+    words = ["curate", RECIPE, "source=videos", "out=ds", *KEEP, "prep.stall_timeout_s=5", "--json"]
+    (tmp_path / "hung").touch()
+    hung = kinoray(tmp_path, *words)
+    assert (hung.code, hung.told["failed"], hung.told["fates_balance"]) == (3, 3, True)
+    (tmp_path / "hung").unlink()
     assert kinoray(tmp_path, *words).code == 0
+    for path in videos.glob("*.mp4"):
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        path.write_bytes(bytes(path.stat().st_size))
+        os.utime(path, ns=times)
     before, captions = counted(), captions_of(tmp_path / "ds")
     text = min(videos.glob("*.txt"))
     text.write_text("quite another text")
@@ -108,6 +135,15 @@ def test_another_text_captions_again_and_decodes_nothing(tmp_path, tiny_videos, 
     after = captions_of(tmp_path / "ds")
     changed = [uri for uri in after if after[uri] != captions[uri]]
     assert [(Path(uri).stem, after[uri]) for uri in changed] == [(text.stem, "quite another text")]
+    other = kinoray(tmp_path, *words, 'captions.captioners=["name"]')
+    assert (other.code, set(captions_of(tmp_path / "ds").values()) & set(after.values())) == (
+        0,
+        set(),
+    )
+    assert (
+        kinoray(tmp_path, *words).code == 0
+    )  # this recipe had its end, but the dataset is another
+    assert captions_of(tmp_path / "ds") == after
     assert counted() == before
 
 
