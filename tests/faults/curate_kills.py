@@ -1,7 +1,6 @@
 """Curation killed at random moments: its driver, a worker, or the raylet, by their process ids only."""
 
 import os
-import random
 import subprocess
 import sys
 import time
@@ -27,17 +26,16 @@ def start(folder: Path, words: list[str]) -> "subprocess.Popen[bytes]":
     )
 
 
-def killed_once(
-    folder: Path, words: list[str], victim: str, draw: random.Random, dataset: Path
-) -> str:
-    """Start a run, kill one victim while it works, and wait for the end; return what was done.
+def killed_once(folder: Path, words: list[str], victim: str, after_s: float, dataset: Path) -> str:
+    """Start a run, kill one victim so long after work began, and wait for the end; return what was done.
 
     "finished": it ended before the kill; "killed": the victim died by our hand.
     """
     process = start(folder, words)
     run = psutil.Process(process.pid)
     wait_for(lambda: process.poll() is not None or (rows(dataset) >= 0 and find(run, "worker")))
-    time.sleep(draw.uniform(0.0, 6.0))
+    time.sleep(after_s)
+    children = family(run)  # those of a dead driver are nobody's
     target = run if victim == "driver" else find(run, victim)
     done = "finished"
     if process.poll() is None and target is not None:
@@ -46,9 +44,9 @@ def killed_once(
             done = "killed"
         except psutil.NoSuchProcess:
             pass
-    children = [] if process.poll() is not None else family(run)
+    children += family(run)
     try:
-        process.wait(1 if victim == "driver" and done == "killed" else END_S)
+        process.wait(END_S)
     except subprocess.TimeoutExpired as late:
         end(process, children)
         raise AssertionError(

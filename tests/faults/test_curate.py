@@ -66,7 +66,7 @@ def test_fifty_kills_of_driver_worker_and_raylet(tmp_path, monkeypatch):
     place, committed = tmp_path / "killed", dict[str, float]()
     while sum(kills.values()) < NUM_KILLS:
         victim = VICTIMS[sum(kills.values()) % len(VICTIMS)]
-        done = killed_once(tmp_path, [*words, "out=killed"], victim, draw, place)
+        done = killed_once(tmp_path, [*words, "out=killed"], victim, draw.uniform(0, 6), place)
         kills[victim] += done == "killed"
         assert not twice_decoded(log, committed)
         if place.exists():
