@@ -218,7 +218,7 @@ class OnePass:
             )
         try:
             with self._timed("check"):
-                check_payload(payload, contract, fps=fps, reference=frames)
+                check_payload(payload, contract, fps=fps, reference=frames, ends_only=True)
         except ValueError as error:
             return Fate(
                 name="failed", stage="check", error_class="BrokenContract", message=str(error)

@@ -23,8 +23,24 @@ def test_a_broken_contract_is_told(studio):
     with pytest.raises(ValueError, match="decodes to"):
         check_payload(payload, contract, reference=frames[:, :64])
     for broken in (b"", b"not a video at all", payload[: len(payload) // 2]):
-        with pytest.raises(ValueError, match="payload"):
-            check_payload(broken, contract)
+        for ends_only in (False, True):
+            with pytest.raises(ValueError, match="payload"):
+                check_payload(broken, contract, ends_only=ends_only)
+
+
+def test_the_ends_of_groups_tell_other_pictures(studio):
+    frames = studio.frames(80)
+    payload = encode_clip(frames, Prep())
+    check_payload(payload, Contract(), reference=frames, ends_only=True)
+    for end in (0, *range(15, 80, 16)):
+        other = frames.copy()
+        other[end] = 255 - other[end]
+        with pytest.raises(ValueError, match=f"frame {end} differs"):
+            check_payload(payload, Contract(), reference=other, ends_only=True)
+    other[: end - 1] = 255 - other[: end - 1]
+    other[end] = frames[end]
+    with pytest.raises(ValueError, match="frame 0 differs"):
+        check_payload(payload, Contract(), reference=other)
 
 
 @settings(deadline=None, max_examples=40)

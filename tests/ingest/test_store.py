@@ -49,7 +49,7 @@ def test_contract_and_settings_live_in_the_ledger(dataset):
     log = (dataset.root.path / "ledger" / "_delta_log" / f"{0:020}.json").read_text()
     metadata = next(json.loads(line)["metaData"] for line in log.splitlines() if "metaData" in line)
     assert json.loads(metadata["configuration"]["kinoray.contract"]) == {"fps": 16, "frames": 80}
-    assert json.loads(metadata["configuration"]["kinoray.prep"])["crf"] == 18
+    assert json.loads(metadata["configuration"]["kinoray.prep"])["crf"] == Prep().crf
     fields = {f["name"]: f for f in json.loads(metadata["schemaString"])["fields"]}
     assert fields["motion"]["metadata"]["kinoray.unit"] == "frame diagonals per second"
 
