@@ -38,10 +38,13 @@ ATTEMPTS = 2
 KNOCK_TIMEOUT_S = 5.0
 # Ray's start-up races on a busy machine; it says so in one of these ways and a second try works.
 TRANSIENT = ("gcs_server_port", "timed out", "Failed to start GCS", "node timed out")
+NO_GPU_UNASKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_COLOR_PREFIX": "0",
+    # Who asked for no GPU sees none: otherwise each worker may take memory of GPUs that others were given.
+    NO_GPU_UNASKED: "1",
     "RAY_raylet_start_wait_time_s": "150",
     # Ray Train hands these on to its controller and workers: it looks twice a second instead of every two seconds, waits
     # for slow imports, and does not watch itself through the dashboard that we do not start.
@@ -116,7 +119,10 @@ def _shape(cluster: Cluster, folder: Path) -> dict[str, Any]:
 def _remote(address: str) -> Iterator[None]:
     _knock(address)
     # Workers over there get this very code; the heavy libraries are theirs.
-    code = {"py_modules": [str(CHECKOUT / name) for name in PACKAGES]}
+    code = {
+        "py_modules": [str(CHECKOUT / name) for name in PACKAGES],
+        "env_vars": {NO_GPU_UNASKED: ENVIRONMENT[NO_GPU_UNASKED]},
+    }
     settings = dict(ENVIRONMENT)
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         settings["RAY_AUTH_MODE"] = "token"

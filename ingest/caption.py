@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ingest.caption_clean import CAPTION_CHARS, Clean
 from ingest.clip import digest_of
 from ingest.ledger import printable
+from ingest.no_secrets import refuse, refuse_variable
 from ingest.scorers import OWN, ClipWeights
 
 SPOKEN = ("manifest", "sidecar", "name")  # what people said; no frame is looked at
@@ -71,7 +72,8 @@ class OpenAI:
     `url` is the base ("https://host/v1"). The key is read from the environment variable `key_env` of
     the worker and written nowhere; "" sends none. `frames` go as JPEG, `frame_px` on the long side.
     `requests_a_minute` = 0 means as many as `concurrency` allows. A request that fails `attempts`
-    times is that clip's failure; `give_up_after` of those in a row end the run.
+    times, or twice takes `timeout_s`, is that clip's failure; `give_up_after` of those in a row end
+    the run, or two where the endpoint did not answer at all.
     """
 
     url: str = ""
@@ -91,7 +93,10 @@ class OpenAI:
     give_up_after: int = 20
 
     def __post_init__(self) -> None:
-        """Check counts and times."""
+        """Check counts and times, and that no key is where its variable's name should be."""
+        refuse_variable(self.key_env, "openai.key_env")
+        if "@" in self.url or "?" in self.url:
+            raise ValueError("openai: url holds a key; name an environment variable with key_env")
         if min(self.frames, self.frame_px, self.concurrency, self.attempts, self.give_up_after) < 1:
             raise ValueError(
                 "openai: frames, frame_px, concurrency, attempts, give_up_after at least 1"
@@ -128,6 +133,7 @@ class Captions:
                 raise ValueError(f"captioner {one!r} is unknown; there are {', '.join(built_in)}")
             if not isinstance(one, str) and not isinstance(one.get("use"), str):
                 raise ValueError(OWN)  # noqa: TRY004 - bad data, no bug
+        refuse(self.captioners, "captioners")
         named = [one for one in self.captioners if isinstance(one, str)]
         if len(set(named)) < len(named):
             raise ValueError(f"captioners: {', '.join(named)}: one is named twice")

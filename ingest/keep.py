@@ -8,6 +8,7 @@ from typing import Any
 from ingest.clip import digest_of
 from ingest.clips import SCORE_NAME, own_columns
 from ingest.ledger import Fate
+from ingest.no_secrets import refuse
 from ingest.schema import SCORES
 from ingest.scorers import OWN
 from ingest.stage import KeepRule, NotAStage, Objection, load, settings_digest
@@ -95,6 +96,7 @@ class Keep:
             raise ValueError(f"bounds: {twice[0]} is bounded twice; give min and max in one")
         if not all(isinstance(table.get("use"), str) for table in self.own):
             raise ValueError(f"keep.own: {OWN}")
+        refuse(self.own, "keep.own")
 
     def digest(self) -> str:
         """Return the hex sha256 of the thresholds."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ingest.no_secrets import refuse
+
 OWN = 'one of your own is named by a table with use = "package.module:Class"'
 BUILT_IN = ("embeddings", "text_match", "aesthetic")
 
@@ -42,12 +44,15 @@ class Scorers:
 
     `embeddings` stores an open_clip vector a clip, of `frames` frames; `text_match` (cosine with the
     clip's caption) and `aesthetic` are computed from those, so that no payload is decoded again.
+    `embedder` is one of your own, {use = "package.module:Class", ...}: its vectors are stored too, and
+    are what your own stages that need embeddings are given, in place of open_clip's.
     """
 
     scorers: tuple[str | dict[str, Any], ...] = ()
     weights: ClipWeights = field(default_factory=ClipWeights)
     frames: int = 8
     aesthetic: Aesthetic = field(default_factory=Aesthetic)
+    embedder: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a scorer that does not exist or lacks its weights."""
@@ -56,6 +61,9 @@ class Scorers:
                 raise ValueError(f"scorer {one!r} is unknown; there are {', '.join(BUILT_IN)}")
             if not isinstance(one, str) and not isinstance(one.get("use"), str):
                 raise ValueError(OWN)  # noqa: TRY004 - bad data, no bug
+        refuse((*self.scorers, self.embedder), "scorers")
+        if self.embedder and not isinstance(self.embedder.get("use"), str):
+            raise ValueError('embedder: name it with use = "package.module:Class"')
         built_in = [one for one in self.scorers if isinstance(one, str)]
         if built_in and not self.weights.model:
             raise ValueError(

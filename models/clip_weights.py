@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -38,20 +39,37 @@ class Weights:
             raise ValueError(f"sha256 of {self.model} must be 64 lower-case hex digits")
 
 
-def verified(path: Path, sha256: str) -> str:
-    """Return the sha256 of a file of tensors, which must be `sha256` unless that is "".
+def present(path: Path, sha256: str) -> None:
+    """Check what can be told of a file of tensors without reading it.
 
-    Raises FileNotFoundError, or ValueError for another content or kind of file.
+    Raises FileNotFoundError, or ValueError for another kind of file or what is no sha256 ("" is none).
     """
+    if sha256 and not _SHA256.fullmatch(sha256):
+        raise ValueError(f"sha256 of {path} must be 64 lower-case hex digits")
     if path.suffix not in _TENSOR_FILES:
         raise ValueError(f"{path} must be one of {', '.join(_TENSOR_FILES)}")
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: put the file there or correct the path")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified(path: Path, sha256: str) -> str:
+    """Return the sha256 of a file of tensors, which must be `sha256` unless that is "".
+
+    A file that has not changed is read once a process. Raises what `present` raises, and ValueError
+    for another content.
+    """
+    present(path, sha256)
+    status = path.stat()
+    found = _hashed(path, status.st_ino, status.st_size, status.st_mtime_ns)
     if sha256 and found != sha256:
         raise ValueError(f"{path} is not the file that was pinned: its sha256 is {found}")
     return found
+
+
+@lru_cache(maxsize=32)
+def _hashed(path: Path, _inode: int, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def no_tensors(path: Path) -> str:

@@ -4,15 +4,19 @@ What looks at frames is loaded by its name, so that neither this process nor a w
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ingest import caption_said, stage
 from ingest.caption import SPOKEN, Captions
-from ingest.scorers import Scorers
+from ingest.scorers import ClipWeights, Scorers
 from ingest.sources import Source
-from ingest.stage import Kind, NotAStage
+from ingest.stage import Kind, NotAStage, needs_of
+from pipelines.context import Show, silent
+from pipelines.made import made
 from pipelines.passes import Pass, TableName
+from pipelines.pinned import pinned, verify
 
 LEARNED = {
     "coca": "pipelines.clip_stages:Coca",
@@ -25,43 +29,56 @@ LEARNED = {
 
 
 def passes_of(
-    captions: Captions, scorers: Scorers | None = None, sources: Sequence[Source] = ()
+    captions: Captions,
+    scorers: Scorers | None = None,
+    sources: Sequence[Source] = (),
+    *,
+    show: Show = silent,
 ) -> tuple[Pass, ...]:
-    """Return the passes of a recipe, checked: nothing is looked at yet, and Ray is not needed.
+    """Return the passes of a recipe, checked, their weights read and compared with their sha256.
 
-    `sources` are those that the run listed; what their listing said of them is what `manifest` says.
-    Raises stage.NotAStage, and what a caption file or weights that are not there raise.
+    Files that are not there are told first; no clip is looked at and Ray is not needed. `sources` are
+    those that the run listed; what their listing said of them is what `manifest` says. Raises
+    stage.NotAStage, and FileNotFoundError or ValueError for a caption file or weights that are not there
+    or not what the recipe says.
     """
     captions.check()
     wanted = scorers or Scorers()
     listed = {source.printable_uri: source for source in sources}
-    found = _labels(listed)
-    embedded = "tags" in captions.captioners or any(isinstance(s, str) for s in wanted.scorers)
-    vectors = _embeddings(wanted) if embedded else None
-    found += [vectors] if vectors else []
-    for rank, one in enumerate(captions.captioners):
-        how = {"rank": rank, "clean": captions.clean, "chained": not captions.several}
-        if one == "tags":
-            how |= {"vectors": vectors}
-        if isinstance(one, str) and one in SPOKEN:
-            found.append(_spoken(one, captions, listed, **how))
-        elif isinstance(one, str):
-            settings: dict[str, Any] = {"config": getattr(captions, one)}
-            if one == "tags":
-                settings |= {"weights": wanted.weights, "words": _words(captions)}
-            found.append(_pass(LEARNED[one], settings, "captioner", "captions", **how))
-        else:
-            found.append(_own(one, "captioner", "captions", **how))
-    found += [_scorer(one, wanted, vectors) for one in wanted.scorers if one != "embeddings"]
+    ours = "tags" in captions.captioners or any(isinstance(s, str) for s in wanted.scorers)
+    pinned(
+        captions, wanted, embedded=ours
+    )  # first: what is missing is told before a model's library is loaded
+    said = [_captioner(one, captions, wanted, listed) for one in captions.captioners]
+    said = [replace(one, rank=rank) for rank, one in enumerate(said)]
+    scored = [_scorer(one, wanted) for one in wanted.scorers if one != "embeddings"]
+    vectors = _embeddings(wanted, ours=ours, asked=[*said, *scored])
+    found = [*_labels(listed), *vectors.values(), *_given(said, vectors), *_given(scored, vectors)]
     _refuse_doubles(found)
+    files = pinned(captions, wanted, embedded=True in vectors)
+    verify(files, lambda text: show({"event": "stage", "text": text}))
     return tuple(found)
 
 
 def _labels(listed: Mapping[str, Source]) -> list[Pass]:
     if not any(getattr(getattr(s, "said", None), "label", "") for s in listed.values()):
         return []
-    made = caption_said.label(listed)
-    return [Pass(table="labels", make=lambda: made, stage=made)]
+    said = caption_said.label(listed)
+    return [Pass(table="labels", make=lambda: said, stage=said)]
+
+
+def _captioner(
+    one: str | dict[str, Any], captions: Captions, scorers: Scorers, listed: Mapping[str, Source]
+) -> Pass:
+    how = {"clean": captions.clean, "chained": not captions.several}
+    if not isinstance(one, str):
+        return _own(one, "captioner", "captions", **how)
+    if one in SPOKEN:
+        return _spoken(one, captions, listed, **how)
+    settings: dict[str, Any] = {"config": getattr(captions, one)}
+    if one == "tags":
+        settings |= {"weights": _weights(scorers), "words": _words(captions)}
+    return _pass(LEARNED[one], settings, "captioner", "captions", **how)
 
 
 def _spoken(one: str, captions: Captions, listed: Mapping[str, Source], **how: Any) -> Pass:
@@ -70,8 +87,8 @@ def _spoken(one: str, captions: Captions, listed: Mapping[str, Source], **how: A
         "sidecar": lambda: caption_said.sidecar(captions, listed),
         "name": lambda: caption_said.name(listed),
     }
-    made = ways[one]()
-    return Pass(table="captions", make=lambda: made, stage=made, **how)
+    said = ways[one]()
+    return Pass(table="captions", make=lambda: said, stage=said, **how)
 
 
 def _words(captions: Captions) -> tuple[str, ...]:
@@ -83,20 +100,55 @@ def _words(captions: Captions) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
-def _embeddings(scorers: Scorers) -> Pass:
+def _weights(scorers: Scorers) -> ClipWeights:
     if not scorers.weights.model:
         raise NotAStage("tags: needs the scorers' weights, an open_clip model with path and sha256")
-    settings = {"weights": scorers.weights, "frames": scorers.frames}
-    return _pass(LEARNED["embeddings"], settings, "embedder", "embeddings")
+    return scorers.weights
 
 
-def _scorer(one: str | dict[str, Any], scorers: Scorers, vectors: Pass | None) -> Pass:
+def _embeddings(scorers: Scorers, *, ours: bool, asked: Sequence[Pass]) -> dict[bool, Pass]:
+    """Return the passes that embed clips: what our stages read (True), and what stages from elsewhere read."""
+    found: dict[bool, Pass] = {}
+    others = [
+        one.stage.name for one in asked if needs_of(one.stage).embedding and not _is_ours(one)
+    ]
+    if others and not scorers.embedder and not scorers.weights.model:
+        raise NotAStage(
+            f"{others[0]}: needs embeddings: give scorers.embedder, or scorers.weights of open_clip"
+        )
+    if ours or (others and not scorers.embedder):
+        settings = {"weights": scorers.weights, "frames": scorers.frames}
+        found[True] = _pass(LEARNED["embeddings"], settings, "embedder", "embeddings")
+    if scorers.embedder:
+        found[False] = _own(scorers.embedder, "embedder", "embeddings")
+    return found
+
+
+def _given(passes: Sequence[Pass], vectors: Mapping[bool, Pass]) -> list[Pass]:
+    """Return the passes, those that read embeddings with the pass that makes these."""
+    return [
+        replace(one, vectors=vectors.get(_is_ours(one), vectors.get(True)))
+        if needs_of(one.stage).embedding
+        else one
+        for one in passes
+    ]
+
+
+def _is_ours(one: Pass) -> bool:
+    return f"{type(one.stage).__module__}:{type(one.stage).__qualname__}" in LEARNED.values()
+
+
+def _scorer(one: str | dict[str, Any], scorers: Scorers) -> Pass:
     if not isinstance(one, str):
-        return _own(one, "scorer", "scores")
+        try:
+            return _own(one, "scorer", "scores")
+        except NotAStage as error:
+            hint = "; name an embedder with scorers.embedder" if "'scores'" in str(error) else ""
+            raise NotAStage(f"{error}{hint}") from error
     settings: dict[str, Any] = {"weights": scorers.weights, "frames": scorers.frames}
     if one == "aesthetic":
         settings["head"] = scorers.aesthetic
-    return _pass(LEARNED[one], settings, "scorer", "scores", vectors=vectors)
+    return _pass(LEARNED[one], settings, "scorer", "scores")
 
 
 def _own(table: Mapping[str, Any], kind: Kind, name: TableName, **how: Any) -> Pass:
@@ -105,8 +157,8 @@ def _own(table: Mapping[str, Any], kind: Kind, name: TableName, **how: Any) -> P
 
 
 def _pass(use: str, settings: Mapping[str, Any], kind: Kind, table: TableName, **how: Any) -> Pass:
-    make = partial(stage.load, use, dict(settings), kind)
-    return Pass(table=table, make=make, stage=make(), **how)
+    loaded = stage.load(use, settings, kind)
+    return Pass(table=table, make=partial(made, use, dict(settings), kind), stage=loaded, **how)
 
 
 def _refuse_doubles(passes: Sequence[Pass]) -> None:

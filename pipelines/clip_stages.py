@@ -1,12 +1,16 @@
 """open_clip at work on stored clips: embeddings, and what is made of them; CoCa's captions.
 
-A model is loaded once a process, with the first clip. The embeddings are the only ones that look at frames: tags, text match
-and aesthetic score read the stored vectors.
+A model is loaded once a process, with the first clip; one that cannot be loaded there ends the pass. The embeddings are the
+only ones that look at frames: tags, text match and aesthetic score read the stored vectors. A stage that asks for no GPU uses
+none, even where it could see one: others were given those.
 """
 
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +25,18 @@ MODEL_BYTES = 1 << 30
 VERSION = "v1"
 
 
+class NotLoaded(RuntimeError):
+    """A model cannot be loaded where a worker runs, so that each clip would fail there."""
+
+    retryable = False
+    fatal = True
+
+
 class _OfModel:
     """A stage over one open_clip model; `settings` hold the digest of its weights and configuration."""
 
     version = VERSION
+    needs = Needs()
 
     def __init__(self, weights: scorers.ClipWeights) -> None:
         self._weights = clip.Weights(**asdict(weights))
@@ -33,7 +45,7 @@ class _OfModel:
     @property
     def model(self) -> clip.Clip:
         """The model, loaded when it is first asked for."""
-        return _loaded(self._weights, _device())
+        return _loaded(self._weights, device_of(self.needs))
 
     def settings(self) -> Mapping[str, Any]:
         """Return what decides the answers beside the clip; raises what loading weights raises."""
@@ -107,7 +119,7 @@ class Aesthetic:
 
     def __call__(self, clips: Sequence[Seen]) -> list[dict[str, float | None]]:
         """Return the score of each clip."""
-        head = clip.AestheticHead.load(self._path, self._head.sha256)
+        head = _head(self._path, self._head.sha256)
         found = (head(seen.facts["embedding"][None])[0] for seen in clips)
         return [{"aesthetic": float(score)} for score in found]
 
@@ -176,10 +188,27 @@ def _looking(frames: int) -> Needs:
     return Needs(frames=frames, batch_clips=16, costly=True, num_gpus=1.0, memory_bytes=MODEL_BYTES)
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def device_of(needs: Needs) -> str:
+    """Return where a stage that was given what it needs computes."""
+    return "cuda" if needs.num_gpus and torch.cuda.is_available() else "cpu"
 
 
 @lru_cache(maxsize=2)
 def _loaded(weights: clip.Weights, device: str) -> clip.Clip:
-    return clip.load(weights, device=device)
+    with _or_end(weights.model):
+        return clip.load(weights, device=device)
+
+
+@lru_cache(maxsize=2)
+def _head(path: Path, sha256: str) -> clip.AestheticHead:
+    with _or_end("the aesthetic head"):
+        return clip.AestheticHead.load(path, sha256)
+
+
+@contextmanager
+def _or_end(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise NotLoaded(f"{what} cannot be loaded on {socket.gethostname()}: {why}") from error

@@ -17,6 +17,7 @@ from ingest.caption import Captions
 from ingest.clip import Prep
 from ingest.keep import Keep
 from ingest.likeness import Duplicates
+from ingest.no_secrets import refuse
 from ingest.objects import Root
 from ingest.scorers import Scorers
 from ingest.sources import Layout, Source, list_sources
@@ -33,7 +34,7 @@ from pipelines import captioned
 from pipelines.annotate import Annotated, annotate
 from pipelines.captioners import passes_of
 from pipelines.committer import Committer, Rereads
-from pipelines.context import Context, Recorder, recorded
+from pipelines.context import Context, Recorder, Show, recorded, silent
 from pipelines.deciding import Decider, Own, own_of
 from pipelines.fates import Course, Result, first_of_each, passing_failures, record, summed
 from pipelines.identity import digest, plain, recipe_digest
@@ -75,6 +76,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check shares and counts."""
+        refuse(self.detector, "detector")
         if not self.source or not all(self.source):
             raise ValueError("source: at least one folder, glob or file, none of them empty")
         if not 0 <= self.max_failed_share <= 1:
@@ -103,16 +105,16 @@ def _listed(config: Config) -> list[Source]:
     return list_sources(config.source, pictures=stills, layout=config.layout)
 
 
-def _stages(config: Config) -> tuple[list[Source], Own, tuple[Pass, ...]]:
+def _stages(config: Config, show: Show = silent) -> tuple[list[Source], Own, tuple[Pass, ...]]:
     """List the sources and load what the recipe names, or refuse it before anything runs."""
     own = own_of(config.prep, config.detector, config.keep)
     sources = _listed(config)
-    return sources, own, passes_of(config.captions, config.scorers, sources)
+    return sources, own, passes_of(config.captions, config.scorers, sources, show=show)
 
 
 def run(config: Config, *, context: Context) -> Result:
     """Give every source and every candidate clip its one fate; continues where an earlier run ended."""
-    sources, own, passes = _stages(config)
+    sources, own, passes = _stages(config, context.show)
     if not context.resume:
         start_over(config.out)
     dataset = Dataset.create(config.out, config.prep.contract, own.prep)

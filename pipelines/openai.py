@@ -2,22 +2,24 @@
 
 The endpoint is not trusted: it may be slow, silent, wrong or down. A key is read from the worker's environment for each
 request, sent to the named host only (redirects are not followed), and taken out of every message.
+
+One that falls silent is told dead once two clips in a row were given up while nobody got a reply, each after two requests that
+took `timeout_s` or after `attempts` refused connections. What was under way when the last reply came is given up before them,
+and what is under way then has its `timeout_s` left: 5 times `timeout_s` and some pauses in all, 10 minutes by default.
 """
 
 import base64
 import json
 import os
 import random
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http.client import HTTPException
 from math import isfinite
-from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +29,7 @@ import numpy as np
 from ingest.caption import OpenAI
 from ingest.ledger import printable
 from ingest.stage import Failure, Needs, Seen
+from pipelines.line import Line
 from pipelines.post import Reply, post
 
 PATH = "/chat/completions"
@@ -38,7 +41,10 @@ HOPELESS = {
 }
 FIRST_WAIT_S = 0.5
 SAID_CHARS = 300
-BATCHES = 4
+TIMEOUTS = 2  # so often a request is sent that gets no reply in time
+SILENT_CLIPS = 2
+# Rounds of requests in a batch: more keep the endpoint busier, and an end that is asked for waits for all of them.
+ROUNDS = 2
 
 
 class EndpointRefused(RuntimeError):
@@ -49,32 +55,14 @@ class EndpointRefused(RuntimeError):
 
 
 class _Again(Exception):
-    """A request that may work the next time; `wait_s` is what the endpoint asked for, if it did."""
+    """A request that may work the next time; `wait_s` is what the endpoint asked for, if it did.
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
-        super().__init__(reason, wait_s)
-        self.reason, self.wait_s = reason, wait_s
+    `late` is 1 where no reply came in time, else 0.
+    """
 
-
-@dataclass(slots=True)
-class _Pace:
-    """When the next request may begin: so many a minute, and not while the endpoint asked to wait."""
-
-    interval_s: float
-    lock: Lock
-    next_s: float = 0.0
-
-    def wait(self) -> None:
-        """Sleep until it is this request's turn."""
-        with self.lock:
-            begin_s = max(time.monotonic(), self.next_s)
-            self.next_s = begin_s + self.interval_s
-        time.sleep(max(0.0, begin_s - time.monotonic()))
-
-    def hold(self, wait_s: float) -> None:
-        """Let nobody begin for so long."""
-        with self.lock:
-            self.next_s = max(self.next_s, time.monotonic() + wait_s)
+    def __init__(self, reason: str, wait_s: float | None = None, late: int = 0) -> None:
+        super().__init__(reason, wait_s, late)
+        self.reason, self.wait_s, self.late = reason, wait_s, late
 
 
 class Endpoint:
@@ -84,20 +72,23 @@ class Endpoint:
 
     def __init__(self, config: OpenAI) -> None:
         where = urlsplit(config.url)
+        try:
+            port = where.port
+        except ValueError:  # whose words repeat the text
+            port = 0
+        if port == 0:
+            raise ValueError("openai: url has a port that is no number of 1 to 65535")
         if where.scheme not in ("http", "https") or not where.hostname or not config.model:
             raise ValueError("openai: needs url (http://host/v1 or https://host/v1) and model")
-        if where.username or where.password or where.query:
-            raise ValueError("openai: url holds a key; name an environment variable with key_env")
         self._config = config
         self._dead: EndpointRefused | None = None
-        self._misses = 0
         self.needs = Needs(
             frames=config.frames,
-            batch_clips=BATCHES * config.concurrency,
+            batch_clips=ROUNDS * config.concurrency,
             costly=True,
             max_workers=1,
         )
-        self._pace: _Pace | None = None
+        self._line: Line | None = None  # made in the worker, for a lock does not travel there
 
     def settings(self) -> Mapping[str, Any]:
         """Return what decides a caption: the model and what it is asked, not where it is served."""
@@ -108,73 +99,88 @@ class Endpoint:
         """Ask for each clip; raises EndpointRefused when no clip will be answered."""
         if self._dead is not None:
             raise self._dead
-        if self._pace is None:  # here, for a lock does not travel to a worker
-            rate = self._config.requests_a_minute
-            self._pace = _Pace(60 / rate if rate else 0.0, Lock())
+        rate = self._config.requests_a_minute
+        line = self._line = self._line or Line(60 / rate if rate else 0.0)
         with ThreadPoolExecutor(self._config.concurrency) as pool:
-            answers = list(pool.map(self._caption, clips))
+            answers = list(pool.map(partial(self._caption, line=line), clips))
         # What was answered has been paid for: it is handed over first, and the end comes with the next batch.
         if self._dead is not None and not any(isinstance(answer, str) for answer in answers):
             raise self._dead
         return answers
 
-    def _caption(self, clip: Seen) -> str | Failure:
-        if self._dead is not None:
-            return Failure(error_class="EndpointRefused", message=str(self._dead))
+    def _caption(self, clip: Seen, *, line: Line) -> str | Failure:
         try:
-            body = self._body(clip.frames_THWC)
-            answer = self._asked(body)
+            answer = None if self._dead else self._asked(self._body(clip.frames_THWC), line)
         except EndpointRefused as error:
-            self._dead = error
-            return Failure(error_class="EndpointRefused", message=str(error))
-        missed = isinstance(answer, Failure) and answer.error_class == "Unanswered"
-        self._misses = self._misses + 1 if missed else 0
-        if self._misses >= self._config.give_up_after and isinstance(answer, Failure):
-            words = f"{self._misses} clips in a row were not answered, the last: {answer.message}"
-            self._dead = EndpointRefused(f"{self._config.url}: {words}; next: check that it is up")
-        return answer
+            self._dead = self._dead or error
+            line.end()
+            answer = None
+        return answer or Failure(error_class="EndpointRefused", message=str(self._dead))
 
-    def _asked(self, body: bytes) -> str | Failure:
-        reason = ""
+    def _asked(self, body: bytes, line: Line) -> str | Failure:
+        """Return the answer for one clip, asked for until there is one; raises EndpointRefused."""
+        reason, late, since = "", 0, line.replies
         for attempt in range(self._config.attempts):
+            line.wait()
+            if self._dead is not None:
+                raise self._dead
             try:
-                return self._answer(self._sent(body))
+                answer = self._answer(self._sent(body, line))
             except _Again as again:
-                reason = again.reason
-                wait_s = again.wait_s
-            if wait_s is None:
-                longest_s = min(self._config.max_wait_s, FIRST_WAIT_S * 2**attempt)
-                wait_s = random.uniform(longest_s / 2, longest_s)
-            elif wait_s > self._config.max_wait_s:
+                reason, wait_s, late = again.reason, again.wait_s, late + again.late
+            else:
+                line.answered()
+                return answer
+            if late >= TIMEOUTS:
+                break
+            if wait_s is not None and wait_s > self._config.max_wait_s:
                 reason += f"; it asks to wait {wait_s:.0f} s, more than max_wait_s"
                 break
-            elif self._pace is not None:
-                self._pace.hold(wait_s)
-            if attempt + 1 < self._config.attempts:
-                time.sleep(wait_s)
+            self._rest(attempt, wait_s, line)
+        return self._given_up(reason, *line.missed(since))
+
+    def _rest(self, attempt: int, wait_s: float | None, line: Line) -> None:
+        """Wait between two attempts: as long as the endpoint asks everybody to, or longer each time."""
+        if wait_s is None:
+            longest_s = min(self._config.max_wait_s, FIRST_WAIT_S * 2**attempt)
+            wait_s = random.uniform(longest_s / 2, longest_s)
+        else:
+            line.hold(wait_s)
+        if attempt + 1 < self._config.attempts:
+            line.pause(wait_s)
+
+    def _given_up(self, reason: str, missed: int, in_silence: int) -> Failure:
+        """Return the failure of one clip; raises EndpointRefused when it is one too many."""
+        most = self._config.give_up_after
+        if missed >= most or in_silence >= min(most, SILENT_CLIPS):
+            words = f"{missed} clips in a row were not answered, the last: {reason}"
+            raise EndpointRefused(f"{self._config.url}: {words}; next: check that it is up")
         return Failure(error_class="Unanswered", message=reason)
 
-    def _sent(self, body: bytes) -> Reply:
-        if self._pace is not None:
-            self._pace.wait()
+    def _sent(self, body: bytes, line: Line) -> Reply:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         headers |= {"Authorization": f"Bearer {self._key()}"} if self._config.key_env else {}
         url = self._config.url.rstrip("/") + PATH
         try:
-            return post(url, body, headers, timeout_s=self._config.timeout_s)
+            reply = post(url, body, headers, timeout_s=self._config.timeout_s)
         except (OSError, HTTPException) as error:
-            raise _Again(self._told(f"{type(error).__name__}: {error}")) from None
+            words = self._told(f"{type(error).__name__}: {error}")
+            raise _Again(words, late=int(isinstance(error, TimeoutError))) from None
+        line.heard()
+        return reply
 
     def _key(self) -> str:
-        name = self._config.key_env
-        key = os.environ.get(name, "").strip()
+        # Its name is not repeated: it may be a key that was put in the wrong place.
+        key = os.environ.get(self._config.key_env, "").strip()
         if not key:
             raise EndpointRefused(
-                f"openai: the environment variable {name} is not set where the worker runs; "
-                'set it there, or key_env = "" for an endpoint without keys'
+                "openai: the environment variable that key_env names is not set where the worker "
+                'runs; set it there, or key_env = "" for an endpoint without keys'
             )
         if not key.isascii() or not key.isprintable():
-            raise EndpointRefused(f"openai: {name} holds characters that no key has")
+            raise EndpointRefused(
+                "openai: the key in the environment holds characters that no key has"
+            )
         return key
 
     def _answer(self, reply: Reply) -> str | Failure:

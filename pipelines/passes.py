@@ -38,4 +38,6 @@ class Pass:
         more: dict[str, str] = {"clean": self.clean.digest()} if self.clean else {}
         if needs_of(self.stage).frames:  # how many it is shown decides what it says
             more["frames"] = str(needs_of(self.stage).frames)
+        if self.vectors is not None:
+            more["vectors"] = self.vectors.settings
         return settings_digest(self.stage, more)

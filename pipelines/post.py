@@ -2,12 +2,19 @@
 
 import socket
 import ssl
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection, IncompleteRead
-from threading import Timer
+from http.client import (
+    HTTPConnection,
+    HTTPException,
+    HTTPResponse,
+    HTTPSConnection,
+    IncompleteRead,
+)
+from threading import Thread
+from typing import Any
 from urllib.parse import urlsplit
 
 MAX_REPLY_BYTES = 4 << 20
@@ -31,47 +38,75 @@ class Reply:
 def post(url: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float) -> Reply:
     """Send and return the reply; raises TimeoutError, OSError, http.client.HTTPException.
 
-    The time is for all of it: a server that sends a byte now and then gets no more.
+    The time is for all of it, from the look-up of the host's name to the last byte.
     """
     where = urlsplit(url)
-    if where.scheme == "https":
-        context = ssl.create_default_context()
-        connection = HTTPSConnection(
-            where.hostname or "", where.port, timeout=timeout_s, context=context
-        )
-    else:
-        connection = HTTPConnection(where.hostname or "", where.port, timeout=timeout_s)
-    begun_s = time.monotonic()
-    connection.connect()
-    opened = connection.sock
-    left_s = max(0.001, timeout_s - (time.monotonic() - begun_s))
-    # The socket's own timeout is for each read; this is for all of them.
-    watch = Timer(left_s, _cut, [opened])
-    watch.daemon = True
-    watch.start()
+    made = _Tls if where.scheme == "https" else HTTPConnection
+    connection = made(where.hostname or "", where.port, timeout=timeout_s)
+    told: Future[Reply] = Future()
+    # A thread, for nothing else ends a look-up, or a handshake of which a byte comes now and then.
+    work = Thread(
+        target=_exchange, args=(told, connection, where.path, body, dict(headers)), daemon=True
+    )
+    work.start()
     try:
-        connection.request("POST", where.path, body=body, headers=dict(headers))
-        answer = connection.getresponse()
-        data = answer.read(MAX_REPLY_BYTES + 1)
-        retry_after = answer.headers.get("Retry-After", "")
-    except (OSError, HTTPException, ValueError) as error:
-        if time.monotonic() - begun_s >= timeout_s:
-            raise TimeoutError(f"no whole reply within {timeout_s:g} s") from error
-        if isinstance(error, ValueError):
-            raise HTTPException(str(error)[:200]) from error
-        raise
+        return told.result(timeout_s)
+    except TimeoutError as error:
+        raise TimeoutError(f"no whole reply within {timeout_s:g} s") from error
     finally:
-        watch.cancel()
+        told.cancel()  # so that what connects too late sends nothing
+        _cut(connection)
+
+
+class _Tls(HTTPSConnection):
+    """HTTPS whose socket is known, and can be cut, while it is still shaking hands."""
+
+    def connect(self) -> None:
+        """Connect and shake hands."""
+        HTTPConnection.connect(self)
+        opened = ssl.create_default_context().wrap_socket(
+            self.sock, server_hostname=self.host, do_handshake_on_connect=False
+        )
+        self.sock = opened
+        opened.do_handshake()
+
+
+def _exchange(
+    told: "Future[Reply]", connection: HTTPConnection, path: str, body: bytes, headers: Any
+) -> None:
+    try:
+        connection.connect()
+        if not told.cancelled():
+            connection.request("POST", path, body=body, headers=headers)
+            with connection.getresponse() as answer:
+                _tell(told.set_result, _reply(answer))
+    except (OSError, HTTPException) as error:
+        _tell(told.set_exception, error)
+    except Exception as error:  # noqa: BLE001  whatever it is, the asker waits for it
+        _tell(told.set_exception, HTTPException(f"{type(error).__name__}: {error}"[:200]))
+    finally:
         connection.close()
-    if time.monotonic() - begun_s >= timeout_s:  # the cut looks like the end of a body
-        raise TimeoutError(f"no whole reply within {timeout_s:g} s")
+
+
+def _tell(how: Callable[[Any], None], what: Reply | Exception) -> None:
+    with suppress(InvalidStateError):  # nobody waits any more
+        how(what)
+
+
+def _reply(answer: HTTPResponse) -> Reply:
+    data = answer.read(MAX_REPLY_BYTES + 1)
     if len(data) > MAX_REPLY_BYTES:
         raise HTTPException(f"a reply of more than {MAX_REPLY_BYTES} bytes")
     if answer.length:  # of the length that it promised
         raise IncompleteRead(data, answer.length)
-    return Reply(status=answer.status, body=data, retry_after=retry_after)
+    return Reply(status=answer.status, body=data, retry_after=answer.headers.get("Retry-After", ""))
 
 
-def _cut(opened: socket.socket) -> None:
+def _cut(connection: HTTPConnection) -> None:
+    """End whatever the connection's thread waits for; nothing where it is closed."""
+    opened = connection.sock
     with suppress(OSError):
-        opened.shutdown(socket.SHUT_RDWR)
+        if opened is not None:
+            socket.socket.shutdown(
+                opened, socket.SHUT_RDWR
+            )  # TLS's own forgets its keys in mid-read

@@ -194,3 +194,45 @@ def test_settings_are_checked():
         Cluster(num_cpus=0)
     with pytest.raises(ValueError, match="address"):
         Cluster(address="")
+
+
+GPUS = """
+import json, os, time
+from cluster import pool, session
+from cluster.interrupt import Interrupt
+
+shape = session._shape  # GPUs that need not be there: Ray counts what it is told
+session._shape = lambda *given: shape(*given) | {"num_gpus": 2}
+
+class Sees:
+    def __call__(self, _):
+        time.sleep(0.5)
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "everything")
+
+def asked(num_gpus):
+    units = (pool.Unit(key=str(i), payload=i) for i in range(4))
+    config = pool.Pool(num_gpus=num_gpus)
+    told = pool.run_actors(Sees, (), units, num_actors=2, config=config, stop=stop)
+    return sorted({outcome.value for outcome in told})
+
+cluster = session.Cluster(num_cpus=2, object_store_bytes=80 << 20)
+with Interrupt() as stop, session.session(cluster):
+    print(json.dumps([asked(0.0), asked(1.0), asked(0.0)]))
+"""
+
+
+def test_who_asks_for_no_gpu_sees_none(tmp_path):
+    """And those that ask for one each see different ones."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    environment |= {"CUDA_VISIBLE_DEVICES": "4,7"}
+    done = subprocess.run(
+        [sys.executable, "-c", GPUS],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[""], ["4", "7"], [""]]

@@ -1,6 +1,8 @@
 """Passes with open_clip: wiring with random weights, sense with trained ones."""
 
 import hashlib
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from ingest import conformance
 from ingest.caption import Captions, Coca, Tags
 from ingest.conformance import check
 from ingest.scorers import Aesthetic, ClipWeights, Scorers
-from ingest.stage import NotAStage, load, needs_of
+from ingest.stage import Needs, NotAStage, ScoreFact, load, needs_of
 from ingest.store import Dataset
-from pipelines import clip_stages
+from pipelines import clip_stages, pinned
 from pipelines.annotate import annotate
 from pipelines.captioners import passes_of
 from tests.models.tiny_clip import (
@@ -99,7 +102,6 @@ def test_scores_come_from_stored_embeddings(dataset, weights, head):
 
 
 def test_recipes_that_cannot_be(weights, tmp_path):
-    gone = ClipWeights(model=weights.model, path=tmp_path / "gone.pt", sha256="0" * 64)
     captions = Captions(captioners=("coca",), coca=Coca())
     with pytest.raises(NotAStage, match="CoCa model"):
         passes_of(captions)
@@ -109,7 +111,7 @@ def test_recipes_that_cannot_be(weights, tmp_path):
         Scorers(scorers=("embeddings",))
     with pytest.raises(ValueError, match="head's path"):
         Scorers(scorers=("aesthetic",), weights=weights)
-    config = ClipWeights(model=str(tmp_path / "no.json"), path=gone.path, sha256="0" * 64)
+    config = replace(weights, model=str(tmp_path / "no.json"))
     with pytest.raises(NotAStage, match=r"no\.json"):
         passes_of(Captions(), Scorers(scorers=("embeddings",), weights=config))
     with pytest.raises(NotAStage, match="each once"):
@@ -118,6 +120,165 @@ def test_recipes_that_cannot_be(weights, tmp_path):
             {"weights": weights, "config": Tags(), "words": ("a", "a")},
             "captioner",
         )
+
+
+def copied(weights, folder, name="weights.safetensors"):
+    path = folder / name
+    path.write_bytes(weights.path.read_bytes())
+    return replace(weights, path=path)
+
+
+def test_missing_weights_are_told_at_once(weights, head, tmp_path):
+    scorers = Scorers(scorers=("aesthetic",), weights=weights, aesthetic=head)
+    coca = Captions(captioners=("coca",), coca=Coca(weights=replace(weights, path=Path("no.pt"))))
+    words = tmp_path / "words"
+    words.write_text("dog\n")
+    tags = Captions(captioners=("tags",), tags=Tags(vocabulary=words))
+    gone = replace(weights, path=tmp_path / "gone.pt")
+    begun_s = time.monotonic()
+    for captions, wanted, said in (
+        (Captions(), replace(scorers, weights=gone), "no weights at .*gone"),
+        (tags, Scorers(weights=gone), "no weights at .*gone"),
+        (coca, None, "no weights at no.pt"),
+        (Captions(), replace(scorers, weights=replace(weights, sha256="x")), "64 lower-case hex"),
+        (Captions(), replace(scorers, aesthetic=replace(head, path=gone.path)), "at .*gone"),
+        (Captions(), replace(scorers, aesthetic=replace(head, sha256="x")), "64 lower-case hex"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=said):
+            passes_of(captions, wanted)
+    assert time.monotonic() - begun_s < 1
+
+
+def test_other_weights_are_told_before_anything_runs_and_read_once(
+    weights, head, tmp_path, monkeypatch
+):
+    shown, read = [], []
+    hashed = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda f, how: read.append(f.name) or hashed(f, how)
+    )
+    monkeypatch.setattr(pinned, "LARGE_BYTES", 1)
+    mine = copied(weights, tmp_path)
+    scorers = Scorers(scorers=("aesthetic",), weights=mine, aesthetic=head)
+    for _ in range(2):
+        passes_of(Captions(), scorers, show=shown.append)
+    assert read.count(str(mine.path)) == 1
+    assert "sha256 of 2 files of weights" in shown[0]["text"]
+    clip_stages.Embeddings(mine).model  # noqa: B018  a load in the same process reads no hash again
+    assert read.count(str(mine.path)) == 1
+    for wrong in (
+        replace(scorers, weights=replace(mine, sha256="0" * 64)),
+        replace(scorers, aesthetic=replace(head, sha256="0" * 64)),
+    ):
+        with pytest.raises(ValueError, match="is not the file that was pinned"):
+            passes_of(Captions(), wrong)
+    mine.path.write_bytes(b"other")  # and a file that changed is read again
+    with pytest.raises(ValueError, match="is not the file that was pinned"):
+        passes_of(Captions(), scorers)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_model_that_an_actor_cannot_load_ends_the_pass(dataset, weights, tmp_path):
+    """With one message: not a failure of each clip."""
+    mine = copied(weights, tmp_path)
+    passes = passes_of(Captions(captioners=()), Scorers(scorers=("embeddings",), weights=mine))
+    mine.path.unlink()
+    heard = Heard()
+    with pytest.raises(clip_stages.NotLoaded, match=r"cannot be loaded on .*no weights at"):
+        annotate(dataset, passes, context=surroundings(), recorder=heard)
+    assert heard.warnings == []
+
+
+def test_a_head_that_cannot_be_loaded_ends_the_pass(dataset, weights, head, tmp_path):
+    mine = copied(head, tmp_path, "head.pt")
+    scorers = Scorers(scorers=("aesthetic",), weights=weights, aesthetic=mine)
+    passes = passes_of(Captions(captioners=()), scorers)
+    for one in passes:
+        one.stage.needs = replace(needs_of(one.stage), inline=True)
+    mine.path.unlink()
+    with pytest.raises(clip_stages.NotLoaded, match=r"head cannot be loaded on .*no weights at"):
+        annotate(dataset, passes, context=surroundings(), recorder=Heard())
+
+
+def test_a_stage_that_a_worker_cannot_have_ends_the_pass(tmp_path, monkeypatch):
+    (tmp_path / "soon_gone.py").write_text("from tests.ingest.stages_made import Shades")
+    monkeypatch.syspath_prepend(tmp_path)
+    (one,) = passes_of(Captions(captioners=({"use": "soon_gone:Shades"},)))
+    monkeypatch.setitem(sys.modules, "soon_gone", None)
+    with pytest.raises(NotAStage, match="cannot be imported") as raised:
+        one.make()
+    assert raised.value.fatal
+
+
+def test_the_head_is_read_once_for_all_batches(weights, head, tmp_path):
+    mine = copied(head, tmp_path, "once.pt")
+    stage = clip_stages.Aesthetic(weights, mine)
+    seen = conformance.made_clips(stage, dim=DIM)
+    first = stage(seen)
+    mine.path.unlink()
+    assert stage(seen) == first
+
+
+def test_who_asked_for_no_gpu_takes_none(weights, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    tags = clip_stages.Tags(weights, Tags(), ("a dog",))
+    for stage in (tags, clip_stages.TextMatch(weights)):
+        assert clip_stages.device_of(stage.needs) == "cpu"
+        assert stage.model.device.type == "cpu"
+    assert clip_stages.device_of(clip_stages.Embeddings(weights).needs) == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert clip_stages.device_of(clip_stages.Embeddings(weights).needs) == "cpu"
+
+
+class Spread:
+    """A scorer of somebody's own that reads embeddings."""
+
+    name, version = "spread", "v1"
+    needs = Needs(frames=0, embedding=True, inline=True)
+    scores = (ScoreFact(name="spread", unit="1", range="[0, 1]", direction="higher"),)
+
+    def settings(self):
+        return {}
+
+    def __call__(self, clips):
+        return [{"spread": float(np.std(clip.facts["embedding"]))} for clip in clips]
+
+
+def test_own_stages_are_given_embeddings(dataset, weights):
+    own = {"use": f"{__name__}:Spread"}
+    told = run(dataset, Captions(), Scorers(scorers=(own,), weights=weights), here=True)
+    assert (told["open_clip"].made, told["spread"].made) == (NUM, NUM)
+    spreads = [row["spread"] for row in dataset.kept_clips().to_pylist()]
+    assert all(0 < spread < 1 for spread in spreads)
+    assert len(set(spreads)) == NUM
+    # Those of the own embedder, where there is one: other vectors, so all are scored again.
+    means = {"use": "tests.ingest.stages_made:Means"}
+    scorers = Scorers(scorers=(own,), weights=weights, embedder=means)
+    told = run(dataset, Captions(), scorers, here=True)
+    assert set(told) >= {"means", "spread"}
+    assert "open_clip" not in told
+    assert (told["means"].made, told["spread"].made) == (NUM, NUM)
+    vectors = {
+        row["clip_id"]: np.frombuffer(row["vector"], "<f2").astype(float)
+        for row in dataset.annotation("embeddings").to_pylist()
+        if row["producer"] == "means/v1"
+    }
+    for row in dataset.kept_clips().to_pylist():
+        assert row["spread"] == pytest.approx(np.std(vectors[row["clip_id"]]), abs=1e-3)
+    told = run(dataset, Captions(), scorers, here=True)
+    assert (told["means"].made, told["spread"].made) == (0, 0)
+    # Ours go on reading ours.
+    (match,) = [
+        one
+        for one in passes_of(Captions(), replace(scorers, scorers=("text_match",)))
+        if one.stage.name == "text_match"
+    ]
+    assert match.vectors.stage.name == "open_clip"
+    with pytest.raises(NotAStage, match=r"spread: needs embeddings: give scorers\.embedder"):
+        passes_of(Captions(), Scorers(scorers=(own,)))
+    with pytest.raises(NotAStage, match=r"name an embedder with scorers\.embedder"):
+        passes_of(Captions(), Scorers(scorers=(means,)))
 
 
 @pytest.mark.trained

@@ -69,6 +69,34 @@ class Contrast:
         return [{"contrast": float(np.std(clip.frames_THWC))} for clip in clips]
 
 
+class Means:
+    """An embedder: the mean colour, as a vector of length 1."""
+
+    name, version = "means", "v1"
+    needs = Needs(frames=2, costly=True, memory_bytes=1 << 20)
+
+    def settings(self):
+        return {}
+
+    def __call__(self, clips):
+        means = [clip.frames_THWC.mean(axis=(0, 1, 2)) + 1 for clip in clips]
+        return [(mean / np.linalg.norm(mean)).astype(np.float32) for mean in means]
+
+
+class Redness:
+    """A scorer that reads stored embeddings, and no frames."""
+
+    name, version = "redness", "v1"
+    needs = Needs(frames=0, embedding=True)
+    scores = (ScoreFact(name="redness", unit="1", range="[0, 1]", direction="higher"),)
+
+    def settings(self):
+        return {}
+
+    def __call__(self, clips):
+        return [{"redness": float(clip.facts["embedding"][0])} for clip in clips]
+
+
 class Jumps:
     name, version = "jumps", "v1"
 
@@ -110,10 +138,11 @@ from pipelines.identity import plain
 from tests.pipelines.made_clips import Heard, surroundings
 
 root, keys = sys.argv[1], json.loads(sys.argv[2])
-kinds = {"captioner": "Slow", "scorer": "Contrast", "shot_detector": "Jumps", "keep_rule": "Lively"}
+kinds = {"captioner": "Slow", "scorer": "Contrast", "shot_detector": "Jumps", "keep_rule": "Lively", "embedder": "Means"}
 problems = {kind: check(kind, load(f"lab_stages:{name}", {}, kind)) for kind, name in kinds.items()}
 captions = Captions(captioners=({"use": "lab_stages:Slow", **keys},))
-passes = passes_of(captions, Scorers(scorers=({"use": "lab_stages:Contrast"},)))
+own = [{"use": f"lab_stages:{name}"} for name in ("Contrast", "Redness", "Means")]
+passes = passes_of(captions, Scorers(scorers=tuple(own[:2]), embedder=own[2]))
 around = surroundings(ray_is_open=False, cluster=Cluster(num_cpus=2, object_store_bytes=80 << 20))
 with around._exits:
     told = annotate(Dataset.open(root), passes, context=around, recorder=Heard())
@@ -170,7 +199,8 @@ def test_a_wheel_and_a_kill(site, tmp_path):
     out, err = begun(site, dataset.root, log=str(log), pause_s=0.0).communicate(timeout=200)
     told = json.loads(out.splitlines()[-1]) if out else pytest.fail(err[-3000:])
     assert not any(told["problems"].values())
-    slow, contrast = told["told"]
+    means, slow, contrast, redness = told["told"]
+    assert (means["unchanged"], redness["made"]) == (8, 8)
     assert (slow["unchanged"], slow["made"]) == (len(before), 8 - len(before))
     assert contrast["made"] == 8
     dataset = Dataset.open(dataset.root)
@@ -178,5 +208,6 @@ def test_a_wheel_and_a_kill(site, tmp_path):
     assert len(rows) == len({row["clip_id"] for row in rows}) == 8
     assert {row["clip_id"]: row for row in rows}.items() >= before.items()
     assert all(row["contrast"] > 0 for row in dataset.kept_clips().to_pylist())
+    assert all(0 < row["redness"] < 1 for row in dataset.kept_clips().to_pylist())
     asked = Counter(log.read_text().split())
     assert all(asked[clip] == 1 for clip in before)
