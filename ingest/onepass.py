@@ -77,6 +77,7 @@ class OnePass:
     rows: list[dict[str, object]] = field(default_factory=list)
     stats: dict[str, float] = field(default_factory=dict)
     source_facts: dict[str, object] = field(default_factory=dict)
+    _ticks: tuple[int, int] | None = None  # of the last window
 
     def read(self, reading: Reading, shard: ShardWriter) -> Fate:
         """Pass all frames through cuts, windows, scores and the keep rule; return the fate."""
@@ -162,6 +163,10 @@ class OnePass:
 
     def _window(self, window: Window, held: Held, reading: Reading, shard: ShardWriter) -> None:
         contract = self.prep.contract
+        ticks = reading.tick(window.start), reading.tick(window.end)
+        if ticks == self._ticks:  # of a slow clock: the same again, which would have the same id
+            return
+        self._ticks = ticks
         frames = held.take(window, contract.step)
         fps = contract.payload_fps(reading.fps)
         with self._timed("scores"):
