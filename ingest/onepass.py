@@ -24,7 +24,7 @@ from ingest.duplicates import phash
 from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, base_row, source_row, to_table
-from ingest.looks import SHOT_LINES_PX
+from ingest.looks import SHOT_SIDE_PX
 from ingest.reading import Reading
 from ingest.scores import score, shrunk
 from ingest.shards import ShardWriter
@@ -92,7 +92,7 @@ class OnePass:
                     return Fate(name="rejected", rule="hdr", message="PQ or HLG transfer")
             held.add(count, frame)
             with self._timed("shots"):
-                small_HW = planes.luma(frame, lines=SHOT_LINES_PX)
+                small_HW = planes.luma(frame, side_px=SHOT_SIDE_PX)
                 at_s = _ONE_RATE if isinstance(cuts, CutFinder) else reading.at_s(count)
                 flags = cuts.look(small_HW, at_s)
             for is_cut in flags:
