@@ -8,6 +8,10 @@ two seconds. Three laws make a border, all from sums over a few thousand pixels:
 - a dissolve: frames that are a mixture of the first and the last frame of a span, which are two
   different pictures. What moves is no mixture: that tells pans and zooms from dissolves;
 - black after something was shown, which is where fades end.
+
+A part of a long source is looked at by itself, and its ends end shots. A dissolve that goes on beyond
+such an end is not seen: neither part has both of its pictures. Its mixtures, a second or two of them,
+stay in the last shot of the one part and the first of the other.
 """
 
 from collections import deque
@@ -171,11 +175,14 @@ class NativeCutFinder:
         if look <= self._last_look:
             return []
         self._last_look = look
-        jumps = _jumps(self._small)
+        return self._looked()
+
+    def _looked(self) -> list[bool]:
+        newest_HW, jumps = self._small[-1], _jumps(self._small)
         self._gaps.append(_inserted(self._small, jumps, self._sure_levels))
         self._tops.append(int(np.argmax(jumps)))
-        self._small = [small_HW]
-        return [flag for is_cut in self._looks.look(small_HW) for flag in self._placed(is_cut)]
+        self._small = [newest_HW]
+        return [flag for is_cut in self._looks.look(newest_HW) for flag in self._placed(is_cut)]
 
     def _placed(self, is_cut: bool) -> list[bool]:  # noqa: FBT001 - a flag is what it is about
         # Held back by one gap: what begins with a cut may go on as a dissolve, without a hole.
@@ -189,10 +196,10 @@ class NativeCutFinder:
         return ready
 
     def end(self) -> list[bool]:
-        """Return the flags of the last frames."""
-        flags = [flag for is_cut in self._looks.end() for flag in self._placed(is_cut)]
-        flags += self._held
-        return flags + [level >= self._sure_levels for level in _jumps(self._small)]
+        """Return the flags of the last frames, the very last of which is looked at in any case."""
+        flags = self._looked() if len(self._small) > 1 else []
+        flags += [flag for is_cut in self._looks.end() for flag in self._placed(is_cut)]
+        return flags + self._held
 
 
 def cut_finder(prep: Prep) -> CutFinder | NativeCutFinder:

@@ -14,13 +14,13 @@ import numpy as np
 
 from ingest import planes
 from ingest.clip import Contract
+from ingest.pictures import PNG_END
 
 MAX_MEAN_ERROR = (
     24.0  # grey levels; noise at the default crf stays below 10, another frame is above
 )
 TIME_TOLERANCE_S = 1e-3
 CHECKED_FRAMES = 16  # of a payload at once: all of a large one would need much memory
-PNG_END = b"IEND\xaeB`\x82"
 
 
 def _open(payload: bytes | memoryview) -> decord.VideoReader:

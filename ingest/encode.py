@@ -4,13 +4,18 @@ One thread and bit-exact flags, so that the same frames give the same bytes on e
 the same ffmpeg; no B frames and no edit list, so that every reader counts from 0 and sees no less.
 """
 
+import os
+from collections.abc import Sequence
 from fractions import Fraction
 
 import cv2
 import numpy as np
 
-from ingest import ffmpeg, planes
+from ingest import child, ffmpeg, planes
 from ingest.clip import Prep
+from ingest.streams import reason
+
+TIMEOUT_S = 600.0
 
 EXACT: dict[str, object] = {
     "threads": 1,
@@ -29,15 +34,45 @@ BT709: dict[str, object] = {
 }
 TO_BT709: tuple[str, dict[str, object]] = (
     "scale",
-    {
-        "flags": "area+accurate_rnd+full_chroma_int+bitexact",
-        "out_color_matrix": "bt709",
-        "out_range": "tv",
-    },
+    {"flags": ffmpeg.SCALE_FLAGS, "out_color_matrix": "bt709", "out_range": "tv"},
 )
-
-
 PNG = {"compression": 3}  # 9 takes four times as long for 3 % less
+
+
+class EncodeError(RuntimeError):
+    """The encoder refused frames that the contract allows: a fault of ours or of the machine."""
+
+
+def _encoded(
+    frames: bytes | memoryview,
+    *,
+    size: tuple[int, int],
+    fps: int | Fraction,
+    options: dict[str, object],
+    pix_fmt: str = "rgb24",
+    filters: Sequence[tuple[str, dict[str, object]]] = (),
+) -> bytes:
+    """Encode packed frames of `size` (width, height) px at `fps` and return the file.
+
+    It is written to memory, because an MP4 needs a seekable place and a disk is not needed. Raises
+    EncodeError with ffmpeg's reason.
+    """
+    place = os.memfd_create("kinoray-encode")
+    try:
+        command = ffmpeg.encode_command(
+            f"/dev/fd/{place}",
+            size=size,
+            fps=fps,
+            options=options,
+            pix_fmt=pix_fmt,
+            filters=filters,
+        )
+        code, log = child.feed(command, frames, pass_fds=(place,), limit_s=TIMEOUT_S)
+        if code:
+            raise EncodeError(f"ffmpeg could not encode: {reason(log)}")
+        return os.pread(place, os.fstat(place).st_size, 0)
+    finally:
+        os.close(place)
 
 
 def _packed(frames_THWC: np.ndarray) -> tuple[memoryview, tuple[int, int]]:
@@ -75,9 +110,9 @@ def encode_clip(frames: np.ndarray, prep: Prep, *, fps: Fraction | int | None = 
     if planes.is_planar(frames[0]):
         data = np.ascontiguousarray(frames).data.cast("B")
         size = planes.size(frames[0])
-        return ffmpeg.encode(data, size=size, fps=rate, options=options, pix_fmt="yuv420p")
+        return _encoded(data, size=size, fps=rate, options=options, pix_fmt="yuv420p")
     data, size = _packed(frames)
-    return ffmpeg.encode(data, size=size, fps=rate, options=options, filters=(TO_BT709,))
+    return _encoded(data, size=size, fps=rate, options=options, filters=(TO_BT709,))
 
 
 def encode_still(frame_HWC: np.ndarray) -> bytes:
@@ -89,7 +124,7 @@ def encode_still(frame_HWC: np.ndarray) -> bytes:
     bgr_HWC = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR)
     done, data = cv2.imencode(".png", bgr_HWC, [cv2.IMWRITE_PNG_COMPRESSION, PNG["compression"]])
     if not done:
-        raise ffmpeg.EncodeError(f"OpenCV could not encode a picture of {frame_HWC.shape}")
+        raise EncodeError(f"OpenCV could not encode a picture of {frame_HWC.shape}")
     return data.tobytes()
 
 
@@ -101,11 +136,11 @@ def encode_video(frames_THWC: np.ndarray, fps: Fraction | int, *, lossless: bool
     if lossless:
         data, size = _packed(frames_THWC)
         options = {"vcodec": "libx264rgb", "crf": 0, "preset": "veryfast", "g": 16} | MP4 | EXACT
-        return ffmpeg.encode(data, size=size, fps=fps, options=options | {"pix_fmt": "rgb24"})
+        return _encoded(data, size=size, fps=fps, options=options | {"pix_fmt": "rgb24"})
     height, width = (side // 2 * 2 for side in frames_THWC.shape[1:3])
     data, size = _packed(frames_THWC[:, :height, :width])
     options = _h264(16, "veryfast", max(1, round(fps))) | MP4 | EXACT
-    return ffmpeg.encode(data, size=size, fps=fps, options=options, filters=(TO_BT709,))
+    return _encoded(data, size=size, fps=fps, options=options, filters=(TO_BT709,))
 
 
 def poster(frame_HWC: np.ndarray) -> bytes:
@@ -117,7 +152,7 @@ def poster(frame_HWC: np.ndarray) -> bytes:
         "scale",
         {"out_range": "pc", "flags": "area+accurate_rnd+full_chroma_int"},
     )
-    return ffmpeg.encode(
+    return _encoded(
         data, size=size, fps=1, options=options | {"pix_fmt": "yuvj444p"}, filters=(to_full,)
     )
 

@@ -6,13 +6,11 @@ file and nothing else: no network, and no format that points at other files (pla
 """
 
 import hashlib
-import os
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import isfinite
-from typing import IO, Any
+from typing import Any
 
 import ffmpeg
 import numpy as np
@@ -20,16 +18,17 @@ import numpy as np
 from ingest import child, planes
 from ingest.bars import LEAST_FRAMES, Crop, find_bars, may_have_bars
 from ingest.clip import Prep
-from ingest.rates import Pace, pace_of
+from ingest.pace import measured
+from ingest.rates import Pace
 from ingest.sources import SourceError
 from ingest.streams import (
     Part,
     VideoInfo,
     chosen,
-    declared_fps,
     first_shown,
-    packet_times,
-    reason,
+    listed,
+    mapped,
+    nothing_in,
 )
 
 PROTOCOLS = "file,pipe"
@@ -40,13 +39,13 @@ DEMUXERS = (
 )
 # full_chroma_int is no luxury: the shortcut to RGB without it darkens by a level (seen on dark film).
 SCALE_FLAGS = "area+accurate_rnd+full_chroma_int+bitexact"
-ENCODE_TIMEOUT_S = 600.0
+# What comes with a frame would be told in the midst of what is asked of it, and tags once more.
+SHOW = ("sidedata", {"mode": "delete"}), ("showinfo", {"checksum": 0})
+FIRST = {"vf": "sidedata=mode=delete,showinfo=checksum=0", "frames:v": 1}
+UNTOLD = {"map_metadata": -1, "map_chapters": -1}
+MOST_LISTED = 8  # streams that are asked one by one, of a file that ffmpeg would not begin with
 BAR_FRAMES = 5
 BAR_PIXELS = 50_000_000  # in all of them: five of 4K, two of 8K, which this process must hold
-
-
-class EncodeError(RuntimeError):
-    """The encoder refused frames that the contract allows: a fault of ours or of the machine."""
 
 
 def _input(
@@ -94,58 +93,47 @@ def probe(
     of numbered pictures that are the frames of a video. For a contract of native frames a video's
     pace is measured, which reads the file once more but decodes nothing.
     """
-    pads = _input(prep, picture, frames_fps=frames_fps)["V"]
-    show = {"vf": "showinfo=checksum=0", "frames:v": 1}
-    out, err = child.ask(_command(ffmpeg.output(pads, "pipe:1", f="framecrc", **show), uri), prep)
-    info = chosen(out.decode("utf-8", "replace"), err.decode("utf-8", "replace"), picture=picture)
+    opened = _input(prep, picture, frames_fps=frames_fps)
+    header, log = _first_frames(uri, opened["V"], prep)
+    alone = len(mapped(log)) == 1
+    info = chosen(header, log, picture=picture) if alone else _largest(uri, opened, prep, log)
     if frames_fps:
         return replace(info, frames_fps=frames_fps, pace=Pace(fps=frames_fps, steady=True))
     if picture or not prep.contract.native:
         return info
-    return replace(info, pace=_pace(uri, info, prep))
-
-
-def _pace(uri: str, info: VideoInfo, prep: Prep) -> Pace:
     stream = _input(prep)[str(info.stream_index)]
-    times = ffmpeg.output(stream, "pipe:1", c="copy", f="framecrc")
-    show = {"vf": "showinfo=checksum=0", "frames:v": 1}
-    command = _command(
-        ffmpeg.merge_outputs(times, ffmpeg.output(stream, "-", f="null", **show)), uri
-    )
-    log: list[str] = []
-    with child.start(command, prep) as running:
-        if running.stdout is None or running.stderr is None:  # never: both are pipes
-            raise RuntimeError("ffmpeg was started without pipes")
-        words = threading.Thread(target=_note_rate, args=(running.stderr, log), daemon=True)
-        timer = threading.Timer(prep.decode_timeout_s, running.kill)
-        words.start()
-        timer.start()
+    times = ffmpeg.output(stream, "pipe:1", c="copy", f="framecrc", **UNTOLD)
+    both = ffmpeg.merge_outputs(times, ffmpeg.output(stream, "-", f="null", **FIRST, **UNTOLD))
+    return replace(info, pace=measured(_command(both, uri), prep))
+
+
+def _first_frames(uri: str, pads: Any, prep: Prep) -> tuple[str, str]:
+    output = ffmpeg.output(pads, "pipe:1", f="framecrc", **FIRST, **UNTOLD)
+    out, err = child.ask(_command(output, uri), prep)
+    return out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def _largest(uri: str, opened: Any, prep: Prep, log: str) -> VideoInfo:
+    """Return the largest of the streams that give a frame, each asked by itself.
+
+    Asked together, one that gives nothing holds up all, and the log does not tell them apart.
+    """
+    found, failed = [], None
+    for index in mapped(log) or listed(log)[:MOST_LISTED]:
         try:
-            ticks, timebase = packet_times(
-                line.decode("ascii", "replace") for line in running.stdout
-            )
-            in_time = timer.is_alive()
-        finally:
-            timer.cancel()
-            running.kill()
-            words.join()
-    if not in_time:
-        limit_s = prep.decode_timeout_s
-        raise SourceError("probe", "Timeout", f"not read within decode_timeout_s={limit_s:g}")
-    return pace_of(ticks if timebase else [], timebase, declared_fps(log))
-
-
-def _note_rate(stream: IO[bytes], log: list[str]) -> None:
-    for line in stream:  # to its end, for a full pipe would stop the reading
-        if line.startswith(b"[Parsed_showinfo") and b"frame_rate:" in line and not log:
-            log.append(line.decode("utf-8", "replace"))
+            found.append(chosen(*_first_frames(uri, opened[str(index)], prep)))
+        except SourceError as error:
+            failed = failed or error
+    if found:
+        return max(found, key=lambda info: (info.width * info.height, -info.stream_index))
+    raise failed or nothing_in(log)
 
 
 def first_tick(uri: str, info: VideoInfo, prep: Prep) -> tuple[int, Fraction]:
     """Return the tick of a stream's first frame and the seconds of a tick; raises SourceError."""
     stream = _input(prep)[str(info.stream_index)]
-    show = {"vf": "showinfo=checksum=0", "frames:v": 1}
-    _out, log = child.ask(_command(ffmpeg.output(stream, "-", f="null", **show), uri), prep)
+    output = ffmpeg.output(stream, "-", f="null", **FIRST, **UNTOLD)
+    _out, log = child.ask(_command(output, uri), prep)
     found = first_shown(log.decode("utf-8", "replace"))
     if found is None:
         raise SourceError("probe", "NoClock", "ffmpeg told no time of the first frame")
@@ -209,15 +197,10 @@ def decode_command(
     """
     seek_s = part.seek_s if part else 0.0
     opened = _input(prep, info.picture, seek_s=seek_s, frames_fps=info.frames_fps)
-    frames = opened[str(info.stream_index)].filter("showinfo", checksum=0)
-    if part and prep.contract.native:
-        end = {"end_pts": part.tick(part.end_s)} if isfinite(part.end_s) else {}
-        frames = frames.filter("trim", start_pts=part.tick(part.start_s), **end)
-    if info.crop:
-        inside = info.crop
-        frames = frames.filter("crop", inside.width, inside.height, inside.left, inside.top)
-    if info.interlaced:
-        frames = frames.filter("bwdif", mode="send_frame", deint="interlaced")
+    frames = opened[str(info.stream_index)]
+    for name, settings in SHOW:
+        frames = frames.filter(name, **settings)
+    frames = _inside(_from_zero(frames, info, prep, part), info)
     if info.alpha and info.picture:
         frames = _on_white(frames)
     frames = _clocked(frames, info, prep, part)
@@ -228,19 +211,50 @@ def decode_command(
     frames = frames.filter("scale", *size, flags=SCALE_FLAGS, **matrix).filter("setsar", 1)
     only = {"frames:v": 1} if info.picture else {}
     form = "rgb24" if prep.contract.is_still else "yuv420p"
-    output = frames.output("pipe:1", f="rawvideo", pix_fmt=form, fps_mode="passthrough", **only)
-    return _command(output, uri)
+    raw = {"f": "rawvideo", "pix_fmt": form, "fps_mode": "passthrough"}
+    return _command(frames.output("pipe:1", **raw, **only, **UNTOLD), uri)
+
+
+def _from_zero(frames: Any, info: VideoInfo, prep: Prep, part: Part | None) -> Any:
+    """Count time from the source's first frame; what comes after may have ticks of its own."""
+    if info.picture or prep.contract.native:
+        return frames
+    if part is None:
+        return frames.filter("setpts", "PTS-STARTPTS")
+    # A part begins at whole seconds, which are ticks of this clock; those of a file may lie beside.
+    fine = f"1/{part.timebase.denominator}"
+    return frames.filter("setpts", f"PTS-({part.first_pts})").filter("settb", fine)
+
+
+def _inside(frames: Any, info: VideoInfo) -> Any:
+    """Weave fields into frames, then take what is inside the bars.
+
+    The one needs whole frames, as crops move lines of colour to the other field. Both would read
+    past the end of a frame that is smaller than the first: frames of that size pass unchanged here.
+    """
+    if not (info.interlaced or info.crop):
+        return frames
+    frames = frames.filter("scale", info.width, info.height, flags=SCALE_FLAGS, interl=-1)
+    if info.interlaced:
+        frames = frames.filter("bwdif", mode="send_frame", deint="interlaced")
+    if inside := info.crop:
+        frames = frames.filter("crop", inside.width, inside.height, inside.left, inside.top)
+    return frames
 
 
 def _clocked(frames: Any, info: VideoInfo, prep: Prep, part: Part | None) -> Any:
     """Bring frames to the contract's rate, from the source's first frame or the part's start."""
     if info.picture or prep.contract.native:
+        if part:
+            clock = f"{part.timebase.numerator}/{part.timebase.denominator}"
+            end = {"end_pts": part.tick(part.end_s)} if isfinite(part.end_s) else {}
+            frames = frames.filter("settb", clock)
+            frames = frames.filter("trim", start_pts=part.tick(part.start_s), **end)
         # The log has the times; the output would mind repeats, also those that rounding makes.
         return frames.filter("setpts", "N/TB")
     fps = prep.contract.stream_fps(Fraction(0))
     if part is None:
-        return frames.filter("setpts", "PTS-STARTPTS").filter("fps", fps, round="up")
-    frames = frames.filter("setpts", f"PTS-({part.first_pts})")
+        return frames.filter("fps", fps, round="up")
     frames = frames.filter("fps", fps, round="up", start_time=part.start_s)
     if not isfinite(part.end_s):
         return frames
@@ -254,33 +268,21 @@ def _on_white(frames: Any) -> Any:
     return ffmpeg.overlay(white, both[1], format="rgb")
 
 
-def encode(
-    frames: bytes | memoryview,
+def encode_command(
+    place: str,
     *,
     size: tuple[int, int],
     fps: int | Fraction,
     options: dict[str, object],
-    pix_fmt: str = "rgb24",
-    filters: Sequence[tuple[str, dict[str, object]]] = (),
-) -> bytes:
-    """Encode packed frames (rgb24, or another raw format) of `size` (width, height) px at `fps` and return the file.
-
-    The file is written to memory, because an MP4 needs a seekable place and a disk is not needed.
-    Raises EncodeError with ffmpeg's reason.
-    """
+    pix_fmt: str,
+    filters: Sequence[tuple[str, dict[str, object]]],
+) -> list[str]:
+    """Arguments that make a file at `place` of frames of `size` (width, height) from the standard input."""
     stream = ffmpeg.input(
         "pipe:0", f="rawvideo", pix_fmt=pix_fmt, s=f"{size[0]}x{size[1]}", framerate=fps, threads=1
     )
     for name, settings in filters:
         stream = stream.filter(name, **settings)
-    place = os.memfd_create("kinoray-encode")
-    try:
-        output = stream.output(f"file:/dev/fd/{place}", **options).overwrite_output()
-        args = ["-filter_complex_threads", "1", *ffmpeg.get_args(output)]
-        command = [child.executable(), *child.GLOBAL, *args]
-        code, log = child.feed(command, frames, pass_fds=(place,), limit_s=ENCODE_TIMEOUT_S)
-        if code:
-            raise EncodeError(f"ffmpeg could not encode: {reason(log)}")
-        return os.pread(place, os.fstat(place).st_size, 0)
-    finally:
-        os.close(place)
+    output = stream.output(f"file:{place}", **options).overwrite_output()
+    args = ["-filter_complex_threads", "1", *ffmpeg.get_args(output)]
+    return [child.executable(), *child.GLOBAL, *args]

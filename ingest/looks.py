@@ -5,7 +5,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-SHOT_LINES_PX = 64
+from ingest import planes
+
+SHOT_SIDE_PX = 64
 HALF_PX = (57, 32)  # width, height of what pictures are compared at
 DETAIL_LEVELS = 6.0  # detail counts alike from here on: letters laid over a shot do not outweigh it
 DARKER_LEVELS, DARKER_SHARE = 16.0, 0.12  # of the pixels of a lit frame may be darker than before
@@ -22,11 +24,8 @@ class View(NamedTuple):
 
 
 def shrunk(luma_HW: np.ndarray) -> np.ndarray:
-    """Return a grey uint8 frame as the detectors see it: SHOT_LINES_PX lines at most, by area."""
-    height, width = luma_HW.shape
-    lines = min(SHOT_LINES_PX, height)
-    size = (max(1, round(width * lines / height)), lines)
-    return cv2.resize(luma_HW, size, interpolation=cv2.INTER_AREA)
+    """Return a grey uint8 frame as the detectors see it: its shorter side has SHOT_SIDE_PX at most."""
+    return planes.fitted(luma_HW, SHOT_SIDE_PX)
 
 
 def jump(before_HW: np.ndarray, after_HW: np.ndarray) -> float:

@@ -24,7 +24,7 @@ from ingest.duplicates import phash
 from ingest.encode import PNG, encode_clip, encode_still
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, base_row, source_row, to_table
-from ingest.looks import SHOT_LINES_PX
+from ingest.looks import SHOT_SIDE_PX
 from ingest.reading import Reading
 from ingest.scores import score, shrunk
 from ingest.shards import ShardWriter
@@ -77,6 +77,7 @@ class OnePass:
     rows: list[dict[str, object]] = field(default_factory=list)
     stats: dict[str, float] = field(default_factory=dict)
     source_facts: dict[str, object] = field(default_factory=dict)
+    _ticks: tuple[int, int] | None = None  # of the last window
 
     def read(self, reading: Reading, shard: ShardWriter) -> Fate:
         """Pass all frames through cuts, windows, scores and the keep rule; return the fate."""
@@ -91,7 +92,7 @@ class OnePass:
                     return Fate(name="rejected", rule="hdr", message="PQ or HLG transfer")
             held.add(count, frame)
             with self._timed("shots"):
-                small_HW = planes.luma(frame, lines=SHOT_LINES_PX)
+                small_HW = planes.luma(frame, side_px=SHOT_SIDE_PX)
                 at_s = _ONE_RATE if isinstance(cuts, CutFinder) else reading.at_s(count)
                 flags = cuts.look(small_HW, at_s)
             for is_cut in flags:
@@ -162,6 +163,10 @@ class OnePass:
 
     def _window(self, window: Window, held: Held, reading: Reading, shard: ShardWriter) -> None:
         contract = self.prep.contract
+        ticks = reading.tick(window.start), reading.tick(window.end)
+        if ticks == self._ticks:  # of a slow clock: the same again, which would have the same id
+            return
+        self._ticks = ticks
         frames = held.take(window, contract.step)
         fps = contract.payload_fps(reading.fps)
         with self._timed("scores"):

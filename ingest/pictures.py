@@ -9,7 +9,7 @@ from ingest.sources import SourceError
 
 HEAD_BYTES = 1 << 16
 PNG, JPEG, WEBP, BMP = "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe"
-_PNG_END = b"IEND\xaeB`\x82"
+PNG_END = b"IEND\xaeB`\x82"
 _WEBP_ANIMATED = 0x02  # in the flags of the extended header
 
 
@@ -54,7 +54,7 @@ def _animated(demuxer: str, head: bytes) -> bool:
 
 def _cut_short(demuxer: str, head: bytes, tail: bytes, size: int) -> bool:
     if demuxer == PNG:
-        return _PNG_END not in tail
+        return PNG_END not in tail
     if demuxer == JPEG:  # some cameras write more after the end of the picture
         return b"\xff\xd9" not in tail
     return demuxer == WEBP and size < 8 + int.from_bytes(head[4:8], "little")

@@ -40,21 +40,27 @@ def size(frame: np.ndarray) -> tuple[int, int]:
     )
 
 
-def luma(frame: np.ndarray, *, lines: int = 0, every: int = 1) -> np.ndarray:
+def luma(frame: np.ndarray, *, side_px: int = 0, every: int = 1) -> np.ndarray:
     """Return the grey picture of a frame as uint8 HW, full range (0 to 255).
 
-    With `lines`, it is shrunk by area averaging until its shorter side has that many px, and never
-    enlarged. With `every`, only the first of so many pixels and of so many rows is seen.
+    With `side_px` it is `fitted`. With `every`, only the first of so many pixels and of so many rows is seen.
     """
     planar = is_planar(frame)
     seen = np.ascontiguousarray(frame[: size(frame)[1] : every, ::every])
     grey = seen if planar else cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY)
-    if 0 < lines < min(grey.shape):
-        height, width = grey.shape
-        scale = lines / min(height, width)
-        small = max(1, round(width * scale)), max(1, round(height * scale))
-        grey = cv2.resize(grey, small, interpolation=cv2.INTER_AREA)
+    if side_px:
+        grey = fitted(grey, side_px)
     return cv2.LUT(grey, _TO_FULL) if planar else grey  # last: small pictures take no time
+
+
+def fitted(grey_HW: np.ndarray, side_px: int) -> np.ndarray:
+    """Return a picture shrunk by area until its shorter side has `side_px`; it never grows."""
+    height, width = grey_HW.shape
+    if min(height, width) <= side_px:
+        return grey_HW
+    scale = side_px / min(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(grey_HW, size, interpolation=cv2.INTER_AREA)
 
 
 def differences(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from ingest import child, ffmpeg
 from ingest.clip import Prep, payload_size
 from ingest.decoder_log import DecoderLog
 from ingest.sources import SourceError
-from ingest.streams import HDR_TRANSFERS, Part, VideoInfo
+from ingest.streams import Part, VideoInfo
 
 BLOCK_FRAMES = 8
 _ONE = [object()]
@@ -31,7 +31,7 @@ LAST_WORDS_S = 20.0  # how long the log may trail the first frame, or the exit t
 
 
 class SeekMissed(SourceError):
-    """A part's decoder began behind the part's start: read the source from its beginning instead."""
+    """A part's decoder began behind the part's start, or nowhere: read from further ahead."""
 
     def __init__(self, stage: str, error_class: str, message: str) -> None:
         super().__init__(stage, error_class, message)
@@ -80,6 +80,7 @@ class Reading:
         planar = (self.height * 3 // 2, self.width)
         self._shape = (self.height, self.width, 3) if contract.is_still else planar
         self._ticks, self._last_length, self._num_late = array("q"), 0, 0
+        self._given = False
         command = ffmpeg.decode_command(uri, info, prep, (self.width, self.height), part)
         self._child = child.start(command, prep)
         if self._child.stdout is None or self._child.stderr is None:  # never: both are pipes
@@ -116,6 +117,7 @@ class Reading:
             frame = blocks.next()
             if not self._fill(frame.data.cast("B"), fd, poll):
                 break
+            self._given = True
             if self._log.times is None or self._due(self._log.times):
                 yield frame
         self._finish()
@@ -146,9 +148,14 @@ class Reading:
 
     def _wait(self, poll: select.poll) -> None:
         stall_s = self._prep.stall_timeout_s
-        left_s = self._deadline - time.monotonic()
-        if left_s > 0 and poll.poll(1000 * min(stall_s, left_s)):
-            return
+        while True:
+            left_s, seen = self._deadline - time.monotonic(), self._log.num_lines
+            if left_s > 0 and poll.poll(1000 * min(stall_s, left_s)):
+                return
+            # The way to a part's first frame may be long: as long as the log goes on.
+            waits = self._part is not None and not self._given
+            if left_s <= stall_s or not waits or self._log.num_lines == seen:
+                break
         if left_s > stall_s:
             raise SourceError("decode", "Stalled", f"no frame for stall_timeout_s={stall_s:g}")
         limit_s = self._prep.decode_timeout_s
@@ -162,12 +169,14 @@ class Reading:
                 "decode", "Stalled", "ffmpeg did not end after its last frame"
             ) from slow
         self._log.join()
+        if not self._given:
+            self._check_begun()
         if self._log.verdict:
             raise SourceError("decode", "TimestampGap", self._log.verdict)
         if code:
             why = self._log.first_error or "no reason given"
             raise SourceError("decode", "FfmpegFailed", f"ffmpeg ended with {code}: {why}"[:300])
-        if self.info.picture and self._log.num_errors:
+        if self.info.picture and self.num_errors:
             raise SourceError("decode", "BrokenPicture", self._log.first_error[:300])
 
     def wait_for_clock(self) -> None:
@@ -175,9 +184,14 @@ class Reading:
         self._log.started.wait(LAST_WORDS_S)
         if not self._log.timebase:
             raise SourceError("decode", "NoClock", "ffmpeg told no time base for this stream")
+        self._check_begun()
+
+    def _check_begun(self) -> None:
         part = self._part
-        if part and part.seek_s and self._log.first_pts > part.tick(part.start_s):
-            raise SeekMissed("decode", "SeekMissed", f"no frame at or before {part.start_s:g} s")
+        if not part or not part.seek_s:
+            return
+        if not self._log.num_frames or self._log.first_pts >= part.tick(part.start_s):
+            raise SeekMissed("decode", "SeekMissed", f"no frame before {part.start_s:g} s")
 
     @property
     def fps(self) -> Fraction:
@@ -204,8 +218,8 @@ class Reading:
 
     @property
     def hdr(self) -> bool:
-        """Whether the stream or its first frames carry a PQ or HLG transfer."""
-        return self.info.hdr or self._log.transfer in HDR_TRANSFERS
+        """Whether the first frame carries a PQ or HLG transfer."""
+        return self.info.hdr
 
     @property
     def frames_decoded(self) -> int:
@@ -215,14 +229,16 @@ class Reading:
     @property
     def num_errors(self) -> int:
         """Complaints of the decoder so far."""
-        return self._log.num_errors
+        return self._log.complaints().total()
 
     @property
     def damage(self) -> str:
         """What was lost, in one line; "" for a clean source."""
-        words = []
-        if self._log.num_errors:
-            words.append(f"{self._log.num_errors} decode errors, first: {self._log.first_error}")
+        words, kinds = [], self._log.complaints()
+        if kinds:
+            # Not the first: the file's reader and its decoder complain at the same time.
+            often = min(kinds, key=lambda kind: (-kinds[kind], kind))
+            words.append(f"{kinds.total()} decode errors, most often: {often}")
         if self._log.num_backward:
             words.append(f"timestamps run backwards {self._log.num_backward} times")
         if self._num_late:

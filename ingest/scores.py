@@ -46,7 +46,7 @@ def shrunk(frames: np.ndarray) -> np.ndarray:
 
 
 def _small(frame: np.ndarray) -> np.ndarray:
-    grey_HW = planes.luma(frame, lines=SCORE_SIDE_PX)
+    grey_HW = planes.luma(frame, side_px=SCORE_SIDE_PX)
     height, width = grey_HW.shape
     scale = SCORE_SIDE_PX / min(height, width)
     if scale <= 1:

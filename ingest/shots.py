@@ -5,21 +5,10 @@ What a contract skips between the frames of a clip is looked at all the same. Fl
 border, a dissolve: what lies between its first and its last frame belongs to no shot.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from ingest.clip import LOOK_FPS, Contract, Prep
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shot:
-    """Frames [start, end); whether a border that was found (and not an end of the file) bounds it."""
-
-    start: int
-    end: int
-    cut_before: bool
-    cut_after: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,31 +83,3 @@ class WindowFinder:
     def _close_shot(self, usable_end: int) -> None:
         trim = self._trim if self.num_shots else 0
         self.longest_frames = max(self.longest_frames, usable_end - self._shot_start - trim)
-
-
-def shots_of(cut_flags: Iterable[bool]) -> list[Shot]:
-    """Return the shots of a sequence of per-frame flags: a run of them is one border."""
-    flags = list(cut_flags)
-    if not flags:
-        return []
-    flags[0] = False  # a file begins with a shot whatever is said of its first frame
-    around = [*flags, False]
-    starts = [0, *(n for n in range(1, len(flags)) if flags[n] and not around[n + 1])]
-    ends = [*(n for n in range(1, len(flags)) if flags[n] and not flags[n - 1]), len(flags)]
-    return [
-        Shot(start=start, end=end, cut_before=start > 0, cut_after=end < len(flags))
-        for start, end in zip(starts, ends, strict=True)
-    ]
-
-
-def windows(shots: Iterable[Shot], contract: Contract, trim: int) -> list[Window]:
-    """Return all clip windows of known shots: the closed form that WindowFinder streams."""
-    found = []
-    for index, shot in enumerate(shots):
-        first = shot.start + trim * shot.cut_before
-        last = shot.end - trim * shot.cut_after - contract.span
-        found += [
-            Window(start=start, end=start + contract.span, shot_index=index)
-            for start in range(first, last + 1, contract.frames * contract.step)
-        ]
-    return found

@@ -136,7 +136,7 @@ class ShotDetector(Named, Protocol):
     """Says of each frame of one source, in order, whether a new shot begins with it; one object a source."""
 
     def look(self, small_HW: np.ndarray, at_s: Fraction) -> list[bool]:
-        """Take the next frame (uint8 luma, 0..255, at most 64 lines), on screen from `at_s`; return the flags now certain."""
+        """Take the next frame (uint8 luma, shorter side at most 64 px), on screen from `at_s`; return the flags now certain."""
         ...
 
     def end(self) -> list[bool]:

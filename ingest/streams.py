@@ -13,25 +13,32 @@ from ingest.sources import SourceError
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
 MATRICES = ("bt709", "bt470bg", "smpte170m", "fcc", "smpte240m", "bt2020nc", "bt2020c", "gbr")
 
-# Titles and tags of a file are in the log too, and may read like any of these; they are indented.
+# Titles and tags of a file are in the log too, and may read like any of these: they end where ffmpeg
+# says what it does with the streams, before it has decoded anything.
+MAPPING = b"[info] Stream mapping:"
+_MAPPING = re.compile("^" + re.escape(MAPPING.decode()), re.MULTILINE)
 SHOWN = r"^\[Parsed_showinfo_\d+ @ 0x[0-9a-f]+\] \[info\] "
 COMPLAINT = r"^(?:\[[^\]]*\] )*\[(?:error|fatal)\]"
+CLOCK = r"config in time_base: (\d+)/(\d+), frame_rate: (\d+)/(\d+)"
+FRAME = r"n: *(\d+) pts: *(NOPTS|-?\d+) (?:.*? duration: *(\d+) )?"
 _STREAM = re.compile(
-    r"^\[info\]   Stream #0:(\d+).*?: Video: \w+.*?, (\w+)(?:\(([^)]*)\))?,? .*?(\d{1,6})x(\d{1,6})",
+    r"^\[info\]   Stream #0:(\d+).*?: Video: \w+.*?, \w+(?:\(([^)]*)\))?,? .*?\d{1,6}x\d{1,6}(.*)",
     re.MULTILINE,
 )
-_MAPPED = re.compile(r"^\[info\]   Stream #0:(\d+) -> #0:(\d+)", re.MULTILINE)
-_OUTPUT = re.compile(r"^\[info\] Output #0", re.MULTILINE)
-_SIZE = re.compile(r"^#dimensions (\d+): (\d+)x(\d+)", re.MULTILINE)
-_ASPECT = re.compile(r"^#sar (\d+): (\d+)/(\d+)", re.MULTILINE)
-_FIELDS = re.compile(SHOWN + r"n: .* i:[TB] ", re.MULTILINE)
-_RATE = re.compile(SHOWN + r"config in time_base: \d+/\d+, frame_rate: (\d+)/(\d+)")
-_CLOCK = re.compile(SHOWN + r"config in time_base: (\d+)/(\d+)", re.MULTILINE)
-_SHOWN = re.compile(SHOWN + r"n: *\d+ pts: *(-?\d+) ", re.MULTILINE)
+_MAPPED = re.compile(r"^\[info\]   Stream #0:(\d+) -> #0:\d+", re.MULTILINE)
+_SIZE = re.compile(r"^#dimensions 0: (\d+)x(\d+)", re.MULTILINE)
+_ASPECT = re.compile(r"^#sar 0: (\d+)/(\d+)", re.MULTILINE)
+_FIELDS = re.compile(SHOWN + r"n: *0 .* i:[TB] ", re.MULTILINE)
+_ALPHA = re.compile(
+    SHOWN + r"n: *0 .* fmt:(?:rgba|bgra|argb|abgr|ya\d|yuva|gbrap|pal8)", re.MULTILINE
+)
+# Whatever else is said at that moment may follow the word at once.
+_TRANSFER = re.compile(SHOWN + r".*color_trc:([a-z0-9-]+)", re.MULTILINE)
+_CLOCK = re.compile(SHOWN + CLOCK, re.MULTILINE)
+_FRAME = re.compile(SHOWN + FRAME, re.MULTILINE)
 _COMPLAINT = re.compile(COMPLAINT)
 _TICKS = re.compile(r"^#tb \d+: (\d+)/(\d+)")
 _NO_TICK = -(1 << 63)
-_ALPHA = re.compile(r"rgba|bgra|argb|abgr|ya\d|yuva|gbrap|pal8")
 _DURATION = re.compile(r"^\[info\]   Duration: (\d+):(\d\d):(\d\d\.\d+), start:", re.MULTILINE)
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 
@@ -102,41 +109,63 @@ def _complaints(log: str) -> list[str]:
     return [line for line in log.split("\n") if _COMPLAINT.match(line)]
 
 
+def _told(log: str) -> tuple[str, str]:
+    """Return what a log says before and after the stream mapping; the latter is ffmpeg's alone.
+
+    Raises SourceError for a file whose tags say it, too.
+    """
+    parts = _MAPPING.split(log)
+    if len(parts) > 2:
+        raise SourceError("probe", "Disguised", "a tag of the file reads like ffmpeg's log")
+    return parts[0], "".join(parts[1:])
+
+
+def mapped(log: str) -> list[int]:
+    """Return the indices of the streams that ffmpeg took."""
+    return [int(index) for index in _MAPPED.findall(_told(log)[1])]
+
+
+def listed(log: str) -> list[int]:
+    """Return the indices of the video streams that a file says to have; pictures beside are none."""
+    found = _STREAM.findall(_told(log)[0])
+    return list(
+        dict.fromkeys(int(index) for index, _words, rest in found if "(attached pic)" not in rest)
+    )
+
+
+def nothing_in(log: str) -> SourceError:
+    """Return why there is nothing to decode in the file that a log tells of."""
+    said = " ".join(_complaints(log))
+    if "matches no streams" in said or "does not contain any stream" in said:
+        return SourceError("probe", "NoVideo", "no video stream")
+    return SourceError("probe", "Undecodable" if mapped(log) else "NotAVideo", reason(log))
+
+
 def chosen(header: str, log: str, *, picture: str = "") -> VideoInfo:
-    """Return the largest real video stream that a framecrc header and ffmpeg's log tell of.
+    """Return the one stream that a framecrc header and ffmpeg's log of its first frame tell of.
 
     Raises SourceError when there is none.
     """
-    mapped = {int(out): int(source) for source, out in _MAPPED.findall(log)}
-    if not mapped:
-        said = " ".join(_complaints(log))
-        no_video = "matches no streams" in said or "does not contain any stream" in said
-        raise SourceError(
-            "probe",
-            "NoVideo" if no_video else "NotAVideo",
-            "no video stream" if no_video else reason(log),
-        )
-    sizes = {int(out): (int(w), int(h)) for out, w, h in _SIZE.findall(header)}
-    # The header names every stream's size, though a frame may come from one of them only: going by
-    # frames would choose by who was faster.
-    if not sizes:
-        raise SourceError("probe", "Undecodable", reason(log))
-    best = max(sizes, key=lambda out: (sizes[out][0] * sizes[out][1], -out))
-    aspects = {int(out): (int(a), int(b)) for out, a, b in _ASPECT.findall(header)}
-    above, below = aspects.get(best, (1, 1))
-    width, height = sizes[best]
-    pixels, words = _colour(log, mapped[best])
-    matrix = next((word for word in words if word in MATRICES), "")
+    work, indices, size = _told(log)[1], mapped(log), _SIZE.search(header)
+    if not indices or not size:
+        raise nothing_in(log)
+    width, height = int(size[1]), int(size[2])
+    aspect = _ASPECT.search(header)
+    above, below = (int(aspect[1]), int(aspect[2])) if aspect else (1, 1)
+    transfer, words = _TRANSFER.search(work), _words(log, indices[0])
+    # The first of matrix/primaries/transfer; one word where all three are called the same.
+    matrix = next((w for w in (word.split("/")[0] for word in words) if w in MATRICES), "")
+    # An untagged video follows the convention of its size, as players have it.
+    usual = "bt709" if min(width, height) > 576 and not picture else "smpte170m"
     return VideoInfo(
-        stream_index=mapped[best],
+        stream_index=indices[0],
         width=width,
         height=height,
         pixel_aspect=Fraction(above, below) if above and below else Fraction(1),
-        # An untagged video follows the convention of its size, as players have it.
-        matrix=matrix or ("bt709" if min(width, height) > 576 and not picture else "smpte170m"),
-        hdr=any(word in HDR_TRANSFERS for word in words),
-        interlaced=any(word.endswith("first") for word in words) or bool(_FIELDS.search(log)),
-        alpha=bool(_ALPHA.match(pixels)),
+        matrix=matrix or usual,
+        hdr=bool(transfer and transfer[1].startswith(HDR_TRANSFERS)),
+        interlaced=any(word.endswith("first") for word in words) or bool(_FIELDS.search(work)),
+        alpha=bool(_ALPHA.search(work)),
         picture=picture,
         duration_s=0.0 if picture else _duration_s(log),
     )
@@ -147,13 +176,10 @@ def _duration_s(log: str) -> float:
     return 3600.0 * int(found[1]) + 60.0 * int(found[2]) + float(found[3]) if found else 0.0
 
 
-def _colour(log: str, stream_index: int) -> tuple[str, list[str]]:
-    for index, pixels, colour, _width, _height in _STREAM.findall(
-        _OUTPUT.split(log, maxsplit=1)[0]
-    ):
-        if int(index) == stream_index:
-            return pixels, re.split(r", |/| ", colour)
-    return "", []
+def _words(log: str, stream_index: int) -> list[str]:
+    """Return what a file says of a stream's colour and fields; no more than a claim."""
+    told = _STREAM.findall(_told(log)[0])
+    return next((words.split(", ") for index, words, _ in told if int(index) == stream_index), [])
 
 
 def packet_times(lines: Iterable[str]) -> "tuple[array[int], Fraction]":
@@ -176,13 +202,14 @@ def packet_times(lines: Iterable[str]) -> "tuple[array[int], Fraction]":
 
 def first_shown(log: str) -> tuple[int, Fraction] | None:
     """Return tick and seconds per tick of the first frame that a decoder's log tells of."""
-    clock, frame = _CLOCK.search(log), _SHOWN.search(log)
-    if not clock or not frame or not int(clock[2]):
+    work = _told(log)[1]
+    clock, frame = _CLOCK.search(work), _FRAME.search(work)
+    if not clock or not frame or not int(clock[2]) or frame[2] == "NOPTS":
         return None
-    return int(frame[1]), Fraction(int(clock[1]), int(clock[2]))
+    return int(frame[2]), Fraction(int(clock[1]), int(clock[2]))
 
 
 def declared_fps(log: Iterable[str]) -> Fraction:
     """Return the frame rate that a decoder's log tells first, 0 when it tells none."""
-    found = next(filter(None, map(_RATE.search, log)), None)
-    return Fraction(int(found[1]), int(found[2]) or 1) if found else Fraction(0)
+    found = next(filter(None, map(_CLOCK.search, log)), None)
+    return Fraction(int(found[3]), int(found[4]) or 1) if found else Fraction(0)

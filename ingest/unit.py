@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +38,8 @@ from ingest.streams import Part, VideoInfo
 
 SCRATCH = Path(tempfile.gettempdir()) / "kinoray-scratch"
 LEAST_BYTES_PER_S = 4000  # of a video that is worth cutting into parts
-SEEK_MARGIN_S = 2.0  # some containers tell the time of a keyframe a little late
+# Before a part, one after the other until there is a keyframe; in the end the whole way is read.
+SEEK_MARGINS_S = (2.0, 12.0, 60.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,18 +156,20 @@ def _run(work: OnePass, root: Root | Path | str, scratch: Path) -> Fate:
         return PURGED
     with local(unit.source, scratch, max_bytes=prep.max_source_bytes) as copy:
         check_unchanged(unit.source)
+        if not unit.source_sha256:  # clips are named by it
+            raise SourceError("read", "Changed", "could not be read when it was named")
         picture = demuxer_of(copy.path) if prep.contract.is_still and not copy.frames_fps else ""
         info = ffmpeg.probe(copy.path, prep, picture, frames_fps=copy.frames_fps)
         if prep.crop_bars and not picture:
             info = replace(info, crop=ffmpeg.bars_of(copy.path, info, prep))
         part = _part(copy.path, unit, info, prep)
-        try:
-            fate = _decoded(work, copy.path, info, part, root)
-        except SeekMissed:  # before anything came of it
-            fate = _decoded(
-                work, copy.path, info, replace(part, seek_s=0.0) if part else None, root
-            )
-    return fate
+        if part is None:
+            return _decoded(work, copy.path, info, None, root)
+        for margin_s in SEEK_MARGINS_S:
+            sought = replace(part, seek_s=max(0.0, part.start_s - margin_s))
+            with suppress(SeekMissed):  # before anything came of it
+                return _decoded(work, copy.path, info, sought, root)
+        return _decoded(work, copy.path, info, part, root)
 
 
 def _decoded(
@@ -191,7 +195,7 @@ def _part(path: str, unit: Unit, info: VideoInfo, prep: Prep) -> Part | None:
         end_s=start_s + prep.max_unit_s if unit.index < unit.count - 1 else math.inf,
         first_pts=first_pts,
         timebase=timebase,
-        seek_s=max(0.0, start_s - SEEK_MARGIN_S),
+        seek_s=0.0,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ingest import ffmpeg, planes
 from ingest.clip import Contract, Prep
-from ingest.looks import SHOT_LINES_PX, shrunk
+from ingest.looks import SHOT_SIDE_PX, shrunk
 from ingest.reading import Reading
 
 WIDTH, HEIGHT = 128, 72
@@ -62,8 +62,8 @@ class Reel:
 
 @functools.cache
 def looks(path: Path) -> list[np.ndarray]:
-    """Return a video's luma at 16 fps, SHOT_LINES_PX lines; read once for all tests of a process."""
-    prep = Prep(payload_short_side_px=SHOT_LINES_PX)
+    """Return a video's luma at 16 fps, `shrunk`; read once for all tests of a process."""
+    prep = Prep(payload_short_side_px=SHOT_SIDE_PX)
     with Reading(str(path), ffmpeg.probe(str(path), prep), prep) as reading:
         return [shrunk(planes.luma(frame)) for frame in reading]
 

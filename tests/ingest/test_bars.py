@@ -115,7 +115,20 @@ def test_bars_of_real_videos(shared_videos):
     assert len(found) >= 43
 
 
-def test_the_unit_knows_nothing_of_bars(studio):
+def test_the_unit_knows_nothing_of_bars(studio, curate, tmp_path):
     """Who a unit is depends on its bytes and settings; bars are found again the same."""
-    (source,) = list_sources([str(studio.numbered("bars-plain.mp4", fps="24", count=144))])
-    assert plan_unit(source, prep=Prep()) != plan_unit(source, prep=Prep(crop_bars=False))
+    plain, path = studio.numbered("bars-plain.mp4", fps="24", count=144), tmp_path / "barred.mkv"
+    barred = "crop=192:120:0:0,pad=192:168:0:24"
+    studio.run("-i", plain, "-vf", barred, "-c:v", "ffv1", "-pix_fmt", "yuv420p", path)
+    (source,) = list_sources([str(path)])
+    assert plan_unit(source, prep=Prep()) == plan_unit(source, prep=Prep())
+    left = plan_unit(source, prep=Prep(crop_bars=False))
+    assert left.unit_id != plan_unit(source, prep=Prep()).unit_id
+    assert left.source_sha256 == plan_unit(source, prep=Prep()).source_sha256
+    first, again = (curate(path, tmp_path / n).rows.to_pylist() for n in ("a", "b"))
+    told = [
+        [(row["id"], row["crop_top"], row["crop_height"]) for row in rows]
+        for rows in (first, again)
+    ]
+    assert told[0] == told[1]
+    assert [crop[1:] for crop in told[0]] == [(24, 120)] * 2

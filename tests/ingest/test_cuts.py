@@ -9,7 +9,7 @@ import pytest
 from ingest import planes
 from ingest.clip import Contract, Prep
 from ingest.cuts import CutFinder, NativeCutFinder, cut_finder
-from ingest.looks import shrunk
+from ingest.looks import SHOT_SIDE_PX, shrunk
 from ingest.shots import WindowFinder
 from tests.ingest import splices
 
@@ -84,6 +84,28 @@ def test_a_contract_of_any_rate_looks_sixteen_times_a_second_at_most(studio, fps
     for number, frame in enumerate(studio.frames(90, cut_at=(31,))):
         flags += finder.look(shrunk(planes.luma(frame)), Fraction(number, fps))
     assert borders(flags + finder.end()) == [(31, 31)]
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 4, 7])
+def test_a_cut_just_before_the_end_is_found(last):
+    """Sixty frames a second, so that the last few are fewer than a look apart."""
+    finder, flags = NativeCutFinder(Prep(contract=Contract(fps="native"))), []
+    for number in range(303):
+        seen = 60 + 0.4 * picture(5 if number < 303 - last else 6)  # no jump that is sure by itself
+        flags += finder.look(shrunk(seen.astype(np.uint8)), Fraction(number, 60))
+    flags += finder.end()
+    assert (borders(flags), len(flags)) == ([(303 - last, 303 - last)], 303)
+
+
+@pytest.mark.parametrize("shape", [(128, 228), (228, 128), (40, 500), (30, 50)])
+def test_detectors_see_a_frame_of_any_shape_as_one_shrinker_makes_it(shape):
+    height, width = (side // 2 * 2 for side in shape)
+    frame = np.full((height * 3 // 2, width), 128, np.uint8)
+    frame[:height] = np.random.default_rng(0).integers(16, 236, (height, width))
+    seen = planes.luma(frame, side_px=SHOT_SIDE_PX)
+    assert min(seen.shape) == min(64, height, width)
+    assert seen.shape == shrunk(planes.luma(frame)).shape
+    assert np.abs(seen.astype(int) - shrunk(planes.luma(frame))).max() <= 1
 
 
 def test_fades(studio):

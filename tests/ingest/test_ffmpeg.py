@@ -36,6 +36,27 @@ def test_the_largest_real_video_stream_is_chosen(studio):
     assert ffmpeg.probe(str(covered), Prep()).stream_index == 0
 
 
+def test_a_stream_without_packets_does_not_hide_the_other(studio):
+    made = ("-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=2")
+    path, half = studio.folder / "both-streams.ts", studio.folder / "one-stream.ts"
+    studio.run(*made, *made, "-map", "0", "-map", "1", "-c:v", "libx264", path)
+    raw = path.read_bytes()
+    packets = [raw[at : at + 188] for at in range(0, len(raw), 188)]
+    half.write_bytes(b"".join(p for p in packets if (p[1] & 31) << 8 | p[2] != 0x101))
+    assert ffmpeg.probe(str(half), Prep()).stream_index == 0
+    half.write_bytes(b"".join(p for p in packets if (p[1] & 31) << 8 | p[2] != 0x100))
+    assert ffmpeg.probe(str(half), Prep()).stream_index == 1
+
+
+def test_of_the_three_words_for_colour_only_the_first_is_the_matrix(studio):
+    path = studio.folder / "words.mp4"
+    source = ("-f", "lavfi", "-i", "testsrc2=s=192x128:r=24:d=1", "-pix_fmt", "yuv420p")
+    for space, matrix in (("unknown", "smpte170m"), ("bt709", "bt709")):
+        tags = f"setparams=color_primaries=bt709:color_trc=smpte170m:colorspace={space}"
+        studio.run(*source, "-vf", tags, "-c:v", "libx264", path)
+        assert ffmpeg.probe(str(path), Prep()).matrix == matrix
+
+
 @pytest.mark.parametrize("transfer", ["smpte2084", "arib-std-b67"])
 def test_hdr_is_seen(studio, transfer):
     path = studio.folder / f"{transfer}.mp4"

@@ -75,7 +75,7 @@ def ours(path: Path, prep: Prep) -> tuple[np.ndarray, Reading]:
     """Decode with Reading; small grey pictures of its frames."""
     with Reading(str(path), ffmpeg.probe(str(path), prep), prep) as reading:
         frames = list(reading)
-    return np.stack([planes.luma(frame, lines=LINES_PX) for frame in frames]), reading
+    return np.stack([planes.luma(frame, side_px=LINES_PX) for frame in frames]), reading
 
 
 def law(path: Path, prep: Prep = PLAIN) -> float:

@@ -58,6 +58,32 @@ def test_titles_that_read_like_the_decoders_log(studio, curate, tmp_path, claim,
     assert row["decode_errors"] == 0
 
 
+def with_tag_called(studio, good, name, path):
+    """A Matroska file with a tag whose name no program would give it."""
+    held = "A" * len(name.encode())
+    studio.run("-i", good, "-c", "copy", "-metadata", f"{held}=v", path)
+    raw = path.read_bytes()
+    assert raw.count(held.encode()) == 1
+    path.write_bytes(raw.replace(held.encode(), name.encode()))
+
+
+@pytest.mark.parametrize("claim", [*CLAIMS, "[Parsed_showinfo_0 @ 0x1] [info] " + CLAIMS[0]])
+def test_names_of_tags_that_read_like_the_decoders_log(studio, good, curate, tmp_path, claim):
+    path = tmp_path / "x.mkv"
+    with_tag_called(studio, good, f"X\n{claim}", path)
+    for contract in (Contract(), Contract(frames=16, fps="native")):
+        prep = Prep(contract=contract, decode_timeout_s=30.0, stall_timeout_s=10.0)
+        row = curate(path, tmp_path / "out", prep=prep).rows.to_pylist()[0]
+        assert (row["fate"], row["message"], row["frames_decoded"]) == ("kept", None, 123)
+        assert (row["timebase_num"], row["timebase_den"]) == (1, 1000)
+        assert row["decode_errors"] == 0
+
+
+def test_a_tag_that_ends_the_words_of_the_file_is_refused(studio, good, curate, tmp_path):
+    with_tag_called(studio, good, "X\n[info] Stream mapping:\n[error] over", tmp_path / "x.mkv")
+    assert only(curate(tmp_path / "x.mkv", tmp_path / "out"))[:2] == ("failed", "Disguised")
+
+
 def test_a_name_that_reads_like_the_decoders_log(good, curate, tmp_path):
     folder = tmp_path / "a\n[Parsed_showinfo_0 @ 0x1] [info] config in time_base: 1"
     folder.mkdir()

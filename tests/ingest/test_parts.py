@@ -11,9 +11,9 @@ import pytest
 from ingest import ffmpeg
 from ingest.clip import Contract, Prep
 from ingest.reading import Reading, SeekMissed
-from ingest.sources import list_sources
+from ingest.sources import SourceError, list_sources
 from ingest.streams import Part
-from ingest.unit import curate_unit, name_source, units_of
+from ingest.unit import Named, curate_unit, name_source, plan_unit, units_of
 from tests.ingest.conftest import KEEP_ALL
 
 COUNT = 600  # 25 s at 24 fps
@@ -31,7 +31,20 @@ KINDS = {
     "mpeg2.mpg": ("-c:v", "mpeg2video", "-q:v", "2", "-bf", "2"),
     "mjpeg.avi": ("-c:v", "mjpeg", "-q:v", "2"),
     "one.flv": (*H264, "-g", "60"),
+    "fields.ts": (
+        "-vf",
+        "setfield=tff",
+        "-c:v",
+        "mpeg2video",
+        "-flags",
+        "+ilme+ildct",
+        "-q:v",
+        "2",
+    ),
+    "coarse.avi": ("-c:v", "mjpeg", "-q:v", "2"),  # no tick of its clock is at ten seconds
+    "endless.ts": (*H264, "-g", "9999"),  # one keyframe
 }
+RATES = {"coarse.avi": Fraction(24000, 1001)}
 
 
 def parts(path, prep, ends=(PART_S, 2 * PART_S, math.inf)):
@@ -78,11 +91,13 @@ def whole_and_parts(path, prep):
 @pytest.mark.parametrize("name", KINDS)
 def test_parts_together_are_the_whole(studio, name, contract):
     prep = Prep(contract=contract)
-    path = str(studio.numbered(f"parts-{name}", fps="24", count=COUNT, codec=KINDS[name]))
+    fps = RATES.get(name, Fraction(24))
+    path = str(studio.numbered(f"parts-{name}", fps=str(fps), count=COUNT, codec=KINDS[name]))
     (frames, ticks, times), pieces = whole_and_parts(path, prep)
-    rate = 24 if contract.native else 16
-    assert len(frames) == 25 * rate
-    assert [len(piece[0]) for piece in pieces] == [10 * rate, 10 * rate, 5 * rate]
+    rate = fps if contract.native else 16
+    ends = [math.ceil(end_s * rate) for end_s in (PART_S, 2 * PART_S, COUNT / fps)]
+    assert len(frames) == ends[-1]
+    assert [len(piece[0]) for piece in pieces] == [b - a for a, b in pairwise([0, *ends])]
     joined = [frame for piece in pieces for frame in piece[0]]
     assert all(map(np.array_equal, joined, frames))
     assert [t for piece in pieces for t in piece[1][:-1]] == ticks[:-1]
@@ -110,6 +125,38 @@ def test_a_decoder_that_begins_behind_the_part_starts_again(studio):
         next(iter(reading))
         with pytest.raises(SeekMissed):
             reading.wait_for_clock()
+    endless = studio.numbered("parts-endless.ts", fps="24", count=COUNT, codec=KINDS["endless.ts"])
+    info, part = list(parts(str(endless), Prep()))[1]
+    with Reading(str(endless), info, Prep(), part) as reading, pytest.raises(SeekMissed):
+        list(reading)  # there is no keyframe to begin with: nothing comes
+
+
+@pytest.mark.parametrize(("name", "most"), [("long.ts", 400), ("endless.ts", COUNT)])
+def test_a_seek_goes_back_no_further_than_it_must(studio, tmp_path, name, most):
+    path = studio.numbered(f"parts-{name}", fps="24", count=COUNT, codec=KINDS[name])
+    (source,) = list_sources([str(path)])
+    whole = curated(tmp_path, [plan_unit(source, prep=PREP)])[0]
+    third = units_of(source, Named(sha256=whole[0]["source_sha256"], num_parts=3), prep=PREP)[2]
+    rows = curated(tmp_path, [third])[0]
+    assert rows[0]["frames_decoded"] <= most
+    assert [row["phash"] for row in rows[1:]] == [row["phash"] for row in whole[-2:]]
+
+
+def test_the_way_to_a_part_is_no_stall_while_the_log_goes_on(studio, monkeypatch):
+    path = str(studio.numbered("parts-short.mp4", fps="24", count=COUNT, codec=KINDS["short.mp4"]))
+    info, part = list(parts(path, Prep()))[1]
+    slow = (
+        "for n in {1..9}; do echo '[info] on the way' >&2; sleep 0.1; done; head -c 36864 /dev/zero"
+    )
+    monkeypatch.setattr(ffmpeg, "decode_command", lambda *_: ["bash", "-c", f"{slow}; sleep 9"])
+    for given, frames in ((part, 1), (None, 0)):  # after its first frame it is one
+        seen = []
+        with (
+            Reading(path, info, Prep(stall_timeout_s=0.4), given) as reading,
+            pytest.raises(SourceError, match="Stalled"),
+        ):
+            seen.extend(reading)
+        assert len(seen) == frames
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +194,11 @@ def test_a_long_source_is_some_units_of_work(long_file, tmp_path):
     ticks = [(row["start_pts"], row["end_pts"]) for row in first[1:] + second[1:]]
     assert all(a[1] == b[0] for a, b in pairwise(ticks))
     assert Fraction(ticks[-1][1], first[0]["timebase_den"]) == 24
+    (_, *whole) = curated(tmp_path / "whole", [plan_unit(source, prep=PREP)])[0]
+    same = {*whole[0]} - {"unit_id", "shard", "offset"}
+    assert [{name: row[name] for name in same} for row in first[1:] + second[1:]] == [
+        {name: row[name] for name in same} for row in whole
+    ]
 
 
 def test_a_header_that_promises_too_much(long_file, studio, tmp_path):

@@ -1,22 +1,38 @@
+import io
+import random
 from bisect import bisect_right
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from ingest import ffmpeg
-from ingest.clip import Prep
+from ingest import ffmpeg, planes
+from ingest.bars import Crop
+from ingest.clip import Contract, Prep
+from ingest.decoder_log import DecoderLog
 from ingest.reading import Reading
 from ingest.sources import SourceError
+from ingest.streams import VideoInfo
 
 RATES = ("24", "25", "30", "24000/1001", "60", "10", "50", "15")
+FIELDS = (
+    "-vf",
+    "setparams=field_mode=tff:colorspace=bt709",
+    "-c:v",
+    "mpeg2video",
+    "-flags",
+    "+ilme+ildct",
+    "-q:v",
+    "2",
+)
 VFR_MS = [40 * n + (7 * n * n) % 30 for n in range(150)]
 VFR_FILTER = "settb=1/1000,setpts='40*N+mod(7*N*N,30)'"
 
 
-def read(path, prep=None):
+def read(path, prep=None, info=None):
     prep = prep or Prep()
-    with Reading(str(path), ffmpeg.probe(str(path), prep), prep) as reading:
+    with Reading(str(path), info or ffmpeg.probe(str(path), prep), prep) as reading:
         frames = list(reading)
         return frames, reading
 
@@ -102,6 +118,70 @@ def test_size_change_in_the_middle(studio, read_numbers):
     numbers = read_numbers(np.stack(frames))
     assert numbers[:40] == list(range(40))
     assert numbers[42:70] == list(range(numbers[42], numbers[42] + 28))
+
+
+def test_a_smaller_picture_in_the_middle_is_cropped_like_the_others(studio):
+    """Past the end of a smaller frame lies whatever was in that memory before."""
+    path = studio.folder / "shrinks.ts"
+    parts = []
+    for number, side in enumerate(("192x128", "96x64")):
+        part, late = studio.folder / f"shrinks-{number}.ts", str(2 * number)
+        source = ("-f", "lavfi", "-i", f"testsrc2=s={side}:r=16:d=2", "-pix_fmt", "yuv420p")
+        studio.run(*source, "-c:v", "libx264", "-qp", "4", "-output_ts_offset", late, part)
+        parts.append(part.read_bytes())
+    path.write_bytes(b"".join(parts))
+    plain = ffmpeg.probe(str(path), Prep())
+    for fields in (False, True):
+        inside = Crop(left=16, top=18, width=160, height=90)
+        info = replace(plain, crop=inside, interlaced=fields)
+        found = [read(path, info=info)[0] for _ in range(3)]
+        assert all(np.array_equal(run, found[0]) for run in found)
+        wanted = planes.lumas(read(path, info=plain)[0])[:, 18:108, 16:176].astype(int)
+        assert len(wanted) == len(found[0]) > 60
+        assert np.abs(planes.lumas(found[0]) - wanted).mean(axis=(1, 2)).max() < 2
+
+
+def test_fields_are_woven_before_bars_are_cut(studio):
+    """A crop that begins between two lines of colour would give them to the wrong fields."""
+    path = str(studio.numbered("fields.mkv", fps="24", count=48, codec=FIELDS))
+    whole = ffmpeg.probe(path, Prep())
+    assert whole.interlaced
+    info = replace(whole, crop=Crop(left=0, top=26, width=192, height=76))
+    cut, uncut = (np.stack(read(path, info=one)[0]).astype(int) for one in (info, whole))
+    luma, chroma = cut[:, :76], cut[:, 76:].reshape(-1, 2, 38, 96)
+    assert np.abs(luma - uncut[:, 26:102]).max() <= 1
+    assert np.abs(chroma - uncut[:, 128:].reshape(-1, 2, 64, 96)[:, :, 13:51]).max() <= 1
+
+
+def damaged(path):
+    raw, draw = bytearray(path.read_bytes()), random.Random(3)
+    for _ in range(300):
+        raw[draw.randrange(5000, len(raw))] ^= 1 << draw.randrange(8)
+    return raw
+
+
+def test_a_damaged_file_is_told_of_in_the_same_words_each_time(studio, curate, tmp_path):
+    """The decoder's words may stand in the middle of the filter's, as the two run side by side."""
+    made = studio.numbered("words.mkv", fps="25", count=150, codec=("-c:v", "libx264", "-g", "25"))
+    path = tmp_path / "damaged.mkv"
+    path.write_bytes(damaged(made))
+    rows = [curate(path, tmp_path / str(n)).rows.to_pylist()[0] for n in range(8)]
+    assert rows[0]["decode_errors"] > 20
+    assert "decode errors, most often" in rows[0]["message"]
+    assert all(row == rows[0] for row in rows)
+
+
+def test_a_lost_line_of_the_log_shifts_no_time():
+    shown = (
+        "[Parsed_showinfo_1 @ 0x1] [info] n: {0} pts: {0} pts_time:0 duration: 1 fmt:x type:I \n"
+    )
+    lines = "[info] Stream mapping:\n" + "".join(map(shown.format, (0, 1, 3)))
+    native = Prep(contract=Contract(fps="native"))
+    info = VideoInfo(stream_index=0, width=2, height=2, pixel_aspect=Fraction(1), matrix="",
+                     hdr=False, interlaced=False)  # fmt: skip
+    log = DecoderLog(io.BytesIO(lines.encode()), None, info, native, None)
+    log.run()
+    assert [log.times.get() for _ in range(4)] == [(0, 1), (1, 1), None, (3, 1)]
 
 
 def test_a_stalled_decoder_is_ended(studio, monkeypatch):

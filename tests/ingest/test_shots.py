@@ -1,10 +1,51 @@
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.clip import Contract
-from ingest.shots import WindowFinder, shots_of, windows
+from ingest.shots import Window, WindowFinder
 
 flags = st.lists(st.integers(0, 30).map(lambda n: n == 0), max_size=200)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shot:
+    """Frames [start, end); whether a border that was found (and not an end of the file) bounds it."""
+
+    start: int
+    end: int
+    cut_before: bool
+    cut_after: bool
+
+
+def shots_of(cut_flags: Iterable[bool]) -> list[Shot]:
+    """Return the shots of a sequence of per-frame flags: a run of them is one border."""
+    flags = list(cut_flags)
+    if not flags:
+        return []
+    flags[0] = False  # a file begins with a shot whatever is said of its first frame
+    around = [*flags, False]
+    starts = [0, *(n for n in range(1, len(flags)) if flags[n] and not around[n + 1])]
+    ends = [*(n for n in range(1, len(flags)) if flags[n] and not flags[n - 1]), len(flags)]
+    return [
+        Shot(start=start, end=end, cut_before=start > 0, cut_after=end < len(flags))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def windows(shots: Iterable[Shot], contract: Contract, trim: int) -> list[Window]:
+    """Return all clip windows of known shots: the closed form that WindowFinder streams."""
+    found = []
+    for index, shot in enumerate(shots):
+        first = shot.start + trim * shot.cut_before
+        last = shot.end - trim * shot.cut_after - contract.span
+        found += [
+            Window(start=start, end=start + contract.span, shot_index=index)
+            for start in range(first, last + 1, contract.frames * contract.step)
+        ]
+    return found
 
 
 def stream(cut_flags, contract, trim):

@@ -9,14 +9,24 @@ import numpy as np
 import pytest
 
 from ingest import ffmpeg
-from ingest.clip import Prep, clip_id
+from ingest.balance import balance
+from ingest.clip import Contract, Prep, clip_id
 from ingest.decode import check_payload, payload_frames
 from ingest.keep import Keep
 from ingest.schema import SCORES
 from ingest.shards import read_payload
 from ingest.sources import list_sources
 from ingest.store import Dataset, empty_captions
-from ingest.unit import duplicate_rows, failed_rows, plan_unit, with_attempts
+from ingest.unit import (
+    Named,
+    curate_unit,
+    duplicate_rows,
+    failed_rows,
+    plan_unit,
+    units_of,
+    with_attempts,
+)
+from tests.ingest.conftest import KEEP_ALL
 
 CHECKOUT = Path(__file__).parents[2]
 CUT = 100
@@ -272,6 +282,25 @@ def test_rows_of_the_executor(two_shots, curated_two):
     rows = with_attempts(curated_two[0].rows, 2)
     assert rows.schema.equals(curated_two[0].rows.schema)
     assert set(rows.column("attempts").to_pylist()) == {2}
+
+
+def test_stills_of_a_clock_slower_than_they_are_taken(studio, curate, tmp_path):
+    """Four ticks a second, sixteen stills: those of one tick would be one clip by name."""
+    path = studio.numbered("slow.avi", fps="4", count=12, codec=("-c:v", "mjpeg"))
+    result = curate(path, tmp_path, prep=Prep(contract=Contract(frames=1, fps=16)))
+    clips = result.rows.to_pylist()[1:]
+    assert len({row["id"] for row in clips}) == len(clips) >= 12
+    assert balance(result.rows, {result.unit_id}).ok
+
+
+def test_a_source_that_nobody_could_name_gives_no_clip(two_shots, tmp_path):
+    """It was out of reach when it was hashed, and is there again when it is decoded."""
+    (source,) = list_sources([str(two_shots)])
+    (unit,) = units_of(source, Named(sha256="", num_parts=1), prep=Prep())
+    result = curate_unit(unit, prep=Prep(), keep=KEEP_ALL, root=tmp_path)
+    (row,) = result.rows.to_pylist()
+    assert (row["fate"], row["error_class"]) == ("failed", "Changed")
+    assert "when it was named" in row["message"]
 
 
 # ------------------------------------------------------------------ the shared real videos
