@@ -204,6 +204,7 @@ def rights_schema() -> pa.Schema:
             _field("at", text, required=True, unit="ISO 8601, UTC"),
             _field("licence", text, required=True, range="such as cc-by-4.0; empty = unknown"),
             _field("consent", text, required=True, range="such as given, refused; empty = unknown"),
+            _settings(),
         ]
     )
 

@@ -31,7 +31,7 @@ from ingest.unit import (
     units_of,
     with_attempts,
 )
-from pipelines import captioned
+from pipelines import captioned, rights
 from pipelines.annotate import Annotated, annotate
 from pipelines.captioners import passes_of
 from pipelines.committer import Committer
@@ -129,6 +129,8 @@ def run(config: Config, *, context: Context) -> Result:
         work = _Work(config, dataset, context, recorder, own=own, decider=decider, app_id=app_id)
         units = work.units(sources)
         work.give_fates(units)
+        rights.state(dataset, units, recorder)
+        captioned.tell_unmatched(config.captions, sources, recorder)
         told = annotate(dataset, passes, context=context, recorder=recorder)
         work.decide(units, last=True)
         result = work.told(units, told)
