@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ingest.columns import Column, among
+from ingest.columns import among
+from ingest.evidence import scored
 from ingest.schema import SCORE_FIELDS, SCORES, conformed, ledger_schema
 from ingest.store import Dataset
 
@@ -58,22 +58,10 @@ def candidates(dataset: Dataset) -> Candidates:
 
 
 def _annotated(dataset: Dataset, clips: pa.Table) -> dict[str, np.ndarray]:
-    told = dataset.annotation("scores")
-    told = told.filter(told.column("value").is_valid()).sort_by("producer")
-    ours, found = _key(clips, "id"), dict[str, np.ndarray]()
-    for name in sorted(set(told.column("name").to_pylist()) - set(SCORES)):
-        of_name = told.filter(pa.array(among(told.column("name"), [name])))
-        options = pc.SetLookupOptions(value_set=_key(of_name, "clip_id").combine_chunks())
-        at = pc.call_function("index_in", [ours], options)
-        found[name] = of_name.column("value").take(at).to_numpy().astype(float)
-    return found
-
-
-def _key(rows: pa.Table, name: str) -> Column:
-    return pc.call_function(
-        "binary_join_element_wise",
-        [rows.column(name), rows.column("payload_sha256"), pa.scalar(" ")],
-    )
+    told = set(dataset.annotation("scores").column("name").unique().to_pylist())
+    names = sorted(told - set(SCORES))
+    found = scored(dataset, clips.select(["id", "payload_sha256"]), names)
+    return {name: found.column(name).to_numpy().astype(float) for name in names}
 
 
 def unit_of(score: str) -> str:

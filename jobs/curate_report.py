@@ -193,7 +193,7 @@ def _scores(found: Candidates, notes: Notes) -> Iterator[str]:
         if not chart:
             continue
         told = [
-            f"{b.rule} {b.threshold:g} alone lets "
+            f"{b.name} {b.threshold:g} alone lets "
             f"{100 * passing_share(values, b.sign, np.array([b.threshold]))[0]:.1f} % pass"
             for b in bounds
         ]
