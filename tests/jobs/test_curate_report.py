@@ -112,6 +112,7 @@ def test_a_score_of_an_annotation_pass_has_its_chart_and_bound(dataset, folder):
     clip = dataset.kept_clips().to_pylist()[0]
     bound = {"clip_id": clip["clip_id"], "payload_sha256": clip["payload_sha256"]}
     said = {**bound, "producer": "judge/v1", "settings": "s", "name": "beauty", "value": 0.75}
+    said |= {"unit": "millihelens", "range": "[0, 1000]", "direction": "lower"}
     rows = scores_schema().empty_table().from_pylist([said], schema=scores_schema())
     dataset.annotate("scores", rows, app_id="judge", batch=1)
     found = candidates(dataset)
@@ -119,6 +120,10 @@ def test_a_score_of_an_annotation_pass_has_its_chart_and_bound(dataset, folder):
     assert found.rows(np.flatnonzero(np.isfinite(found.scores["beauty"])))[0]["beauty"] == 0.75
     text = page_of(dataset, folder)
     assert "min_beauty 0.5 alone lets 100.0 % pass; 1 of 8 candidates have it" in text
+    assert ">millihelens</text>" in text
+    assert found.signs_of("beauty") == (1,)
+    assert (found.unit_of("sharpness"), found.signs_of("motion")) == ("grey level squared", (-1, 1))
+    assert (found.unit_of("unheard"), found.signs_of("unheard")) == ("", (-1,))
 
 
 def test_a_dataset_without_notes_or_clips_has_a_page(dataset, tmp_path):
