@@ -213,18 +213,22 @@ def _statements(
     dataset: Dataset, said: Mapping[str, tuple[_Row, dict[str, Any]]], who: str
 ) -> list[dict[str, Any]]:
     """Return a statement for every source whose rights, as they hold now, are others."""
-    # Never earlier than what it is to overrule, whatever the clocks of other machines said.
-    latest = max(dataset.annotation("rights").column("at").to_pylist(), default="")
-    moment, found = now(), []
-    if latest >= moment:
-        after = datetime.fromisoformat(latest) + timedelta(microseconds=1)
-        moment = after.isoformat(timespec="microseconds")
+    moment, found = moment_after(dataset.annotation("rights")), []
     for source, (row, clip) in said.items():
         held = {column: clip[column] for column in VALUES["rights"]}
         if held | row.values != held:
             by = {"source_sha256": source, "producer": who, "at": moment}
             found.append(by | held | row.values)
     return found
+
+
+def moment_after(rights: pa.Table) -> str:
+    """Return now, or just after the last statement where that is later by the clock of another machine."""
+    latest, moment = max(rights.column("at").to_pylist(), default=""), now()
+    if latest < moment:
+        return moment
+    after = datetime.fromisoformat(latest) + timedelta(microseconds=1)
+    return after.isoformat(timespec="microseconds")
 
 
 def _write(

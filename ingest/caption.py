@@ -8,11 +8,11 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from ingest.caption_clean import CAPTION_CHARS, Clean
+from ingest.caption_file import rows_of
 from ingest.clip import digest_of
 from ingest.ledger import printable
 from ingest.no_secrets import refuse, refuse_variable
@@ -23,15 +23,6 @@ LEARNED = ("coca", "openai", "tags")
 SIDECAR_BYTES = 1 << 20
 _BREAKS = re.compile(r"[\W_]+", re.UNICODE)
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Caption:
-    """A cleaned caption, who produced it, and that producer's place in the order of preference."""
-
-    text: str
-    producer: str
-    rank: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +104,8 @@ class Captions:
 
     With `several` each is asked for every clip, and the first in order is preferred. One of your own
     is a table `{use = "package.module:Class", ...}` with its constructor's keys (see ingest.stage).
-    `caption_file` answers for `sidecar` before the sidecar; its rows are {"video": file name,
-    "caption": text} with optional "start_s" and "end_s".
+    `caption_file` answers for `sidecar` before the sidecar; its rows are {"video": name or path,
+    "caption": text} with optional "start_s" and "end_s" (see caption_file).
     """
 
     captioners: tuple[str | dict[str, Any], ...] = SPOKEN
@@ -145,24 +136,33 @@ class Captions:
     def check(self) -> None:
         """Read the caption file once; raises FileNotFoundError, or ValueError naming the line."""
         if self.caption_file is not None:
-            _rows(self.caption_file)
+            rows_of(self.caption_file)
 
-    def beside(self, video: Path, start_s: float, end_s: float) -> str:
-        """Return what the caption file, or else a .txt or .json beside the video, says of a clip; "" for nothing."""
-        if self.caption_file is not None:
-            text = best_row(_rows(self.caption_file).get(video.name, ()), start_s, end_s)
-            if text:
-                return text
-        for path in (video.with_suffix(".txt"), video.with_suffix(".json")):
-            try:
-                with path.open("rb") as file:
-                    raw = file.read(SIDECAR_BYTES).decode("utf-8", "replace")
-            except (OSError, ValueError):  # ValueError: a name with a null character
-                continue
-            text = raw if path.suffix == ".txt" else _from_json(raw)
-            if text.strip():
-                return text
-        return ""
+
+def beside(video: Path) -> str:
+    """Return what a .txt or else a .json beside a video says of it; "" for nothing."""
+    for path in sidecars(video):
+        raw = small(path).decode("utf-8", "replace")
+        text = raw if path.suffix == ".txt" else _from_json(raw)
+        if text.strip():
+            return text
+    return ""
+
+
+def sidecars(video: Path) -> tuple[Path, Path]:
+    """Return where what is said of a video may lie beside it, in the order of preference."""
+    return video.with_suffix(".txt"), video.with_suffix(".json")
+
+
+def small(path: Path) -> bytes:
+    """Return how a file begins, SIDECAR_BYTES at most; nothing for what is no file, or cannot be read."""
+    try:
+        if path.is_file():  # a pipe of such a name would be waited on
+            with path.open("rb") as file:
+                return file.read(SIDECAR_BYTES)
+    except (OSError, ValueError):  # ValueError: a name with a null character
+        pass
+    return b""
 
 
 def clean(text: str) -> str:
@@ -185,13 +185,6 @@ def named(video: Path, _start_s: float, _end_s: float) -> str:
     """Return what the name of a video says, in small letters and without numbers; "" for nothing."""
     words = _BREAKS.sub(" ", _CAMEL.sub(" ", printable(video.stem))).split()
     return " ".join(word.lower() for word in words if not word.isdigit())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    start_s: float
-    end_s: float
-    text: str
 
 
 class Timed(Protocol):
@@ -229,32 +222,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _rows(path: Path) -> dict[str, tuple[_Row, ...]]:
-    status = path.stat()
-    return _parsed(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=4)
-def _parsed(path: Path, _mtime_ns: int, _size: int) -> dict[str, tuple[_Row, ...]]:
-    found: dict[str, tuple[_Row, ...]] = {}
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
-        if line.strip():
-            name, row = _row(line, f"{path}:{number}")
-            found[name] = (*found.get(name, ()), row)
-    return found
-
-
-def _row(line: str, place: str) -> tuple[str, _Row]:
-    try:
-        value = json.loads(line)
-        start_s, end_s = float(value.get("start_s", 0)), float(value.get("end_s", "inf"))
-        name, text = value["video"], value["caption"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{place}: not a caption row with video and caption ({error!r})"
-        ) from error
-    if not isinstance(name, str) or not isinstance(text, str):
-        raise ValueError(f"{place}: video and caption must be text")  # noqa: TRY004 - bad data, no bug
-    return name, _Row(start_s=start_s, end_s=end_s, text=text)

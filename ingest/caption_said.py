@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ingest.caption import Captions, best_row, named
+from ingest.caption import Captions, beside, best_row, named
+from ingest.caption_file import matched
 from ingest.sources import Source
 from ingest.stage import Needs, Seen
 
@@ -42,18 +43,27 @@ class Spoken:
 
 
 def sidecar(captions: Captions, listed: Mapping[str, Source]) -> Spoken:
-    """Return the captioner that reads the caption file and the files beside the videos."""
-    texts: dict[tuple[str, float, float], str] = {}
+    """Return the captioner that reads the caption file and the files beside the videos.
+
+    Raises OSError, and ValueError naming a wrong line of the caption file.
+    """
+    file = captions.caption_file
+    rows = matched(file, (source.uri for source in listed.values())).rows if file else {}
+    texts: dict[str, str] = {}
 
     def ask(facts: Mapping[str, Any]) -> str:
         video = _path(facts, listed)
-        key = str(video), *_period(facts)
-        if key not in texts:
-            text = captions.beside(*(Path(key[0]), *key[1:]))
+        if file:
+            # Whose row it would be is known of listed videos only.
+            source = listed[facts["source_uri"]]
+            if text := best_row(rows.get(source.uri, ()), *_period(facts)):
+                return text
+        if str(video) not in texts:
+            text = beside(video)
             if not text and not video.exists():
                 raise LookupError(f"{video} cannot be seen from here")
-            texts[key] = text
-        return texts[key]
+            texts[str(video)] = text
+        return texts[str(video)]
 
     return Spoken("sidecar", ask)
 

@@ -20,6 +20,17 @@ def among(column: Column, values: Any) -> np.ndarray:
     return flags(pc.call_function("is_in", [column.cast(kind)], options))
 
 
+def index_in(wanted: Column, stored: Column) -> Column:
+    """Return where each wanted value first stands in a column, null where it does not."""
+    whole = stored.combine_chunks() if isinstance(stored, pa.ChunkedArray) else stored
+    return pc.call_function("index_in", [wanted], pc.SetLookupOptions(value_set=whole))
+
+
+def joined(*columns: Column) -> Column:
+    """Return text columns as one, a space between: keys of several columns; null where one is."""
+    return pc.call_function("binary_join_element_wise", [*columns, pa.scalar(" ")])
+
+
 def plain(table: pa.Table) -> pa.Table:
     """Return a table with ordinary text columns: engines may give views of text or dictionaries."""
     text = {pa.string_view(): pa.utf8(), pa.large_utf8(): pa.utf8()}

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.columns import Column, among, flags
+from ingest.columns import Column, among, flags, index_in
 from ingest.schema import FAILED, SCORES, conformed, ledger_schema
 from ingest.store import Dataset
 
@@ -149,8 +149,7 @@ def _firsts(rows: pa.Table, key: str, order: list[str]) -> pa.Table:
 
 def _index(values: Column, within: Column) -> np.ndarray:
     """Return where each value stands in a column, -1 where it does not."""
-    options = pc.SetLookupOptions(value_set=pa.array(within.combine_chunks()))
-    return pc.call_function("index_in", [values], options).fill_null(-1).to_numpy()
+    return index_in(values, within).fill_null(-1).to_numpy()
 
 
 def _apart(old: Column, new: Column, count: int) -> tuple[Changed, Changed]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.columns import Column, among, flags, in_place
+from ingest.columns import Column, among, flags, in_place, index_in, joined
 from ingest.keep import Keep, objections
 from ingest.ledger import MESSAGE_CHARS, printable
 from ingest.rewrite import rewrite
@@ -176,7 +176,7 @@ def _clips(
 ) -> pa.Table:
     codes, scores, thresholds = judged.codes, judged.scores, judged.thresholds
     names = pa.array([None, *judged.names[1:]], pa.utf8())
-    known = _index(ledger.column("rule"), pa.array(judged.names)).fill_null(ALONE).to_numpy()
+    known = index_in(ledger.column("rule"), pa.array(judged.names)).fill_null(ALONE).to_numpy()
     was = np.where(among(ledger.column("fate"), ["kept"]), KEPT, known)
     repeats = np.isin(codes, (_LEAKS, _TWIN))
     at = np.flatnonzero(repeats)
@@ -207,11 +207,6 @@ def _clips(
         "message": pa.array([judged.messages.get(row) for row in at.tolist()], pa.utf8()),
     }
     return _decided(rows, new)
-
-
-def _index(values: Column, within: Column) -> Column:
-    """Return where each value stands in a column, null where it does not."""
-    return pc.call_function("index_in", [values], pc.SetLookupOptions(value_set=within))
 
 
 def _differs(stored: Column, values: np.ndarray) -> np.ndarray:
@@ -277,7 +272,8 @@ def give_fates(ledger: Table, changes: pa.Table) -> int:
 
 
 def _changed(rows: pa.Table, changes: pa.Table) -> pa.Table:
-    found = _index(_keys(rows), _keys(changes).combine_chunks())
+    here, there = (joined(*(table.column(name) for name in KEY)) for table in (rows, changes))
+    found = index_in(here, there)
     purged = among(rows.column("rule"), [RULE])
     where = np.where(purged, -1, found.fill_null(-1).to_numpy())
     at = np.flatnonzero(where >= 0)
@@ -288,9 +284,3 @@ def _changed(rows: pa.Table, changes: pa.Table) -> pa.Table:
     for name in DECIDED:
         rows = in_place(rows, name, at, new.column(name))
     return rows
-
-
-def _keys(rows: pa.Table) -> Column:
-    return pc.call_function(
-        "binary_join_element_wise", [*(rows.column(name) for name in KEY), pa.scalar(" ")]
-    )

@@ -5,8 +5,7 @@ against their median), one for the middle of each third. Measured on the shared 
 copies differ in at most 12 of the 192 bits, clips of different scenes in 38 and more.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import cv2
@@ -26,17 +25,6 @@ _LOW = np.array(
         :BITS
     ]
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Copy:
-    """What decides which of a group is kept; `sharpness` is None where it is not known."""
-
-    id: str
-    width: int
-    height: int
-    sharpness: float | None
-    source_bytes: int
 
 
 def phash(luma_THW: np.ndarray | Sequence[np.ndarray]) -> str:
@@ -77,44 +65,6 @@ def pairs(hashes: Sequence[str], max_bits: int = MAX_BITS) -> np.ndarray:
     found = [_across(members[one], members[other]) for one, other in near]
     found += [_within(members[n]) for n in np.flatnonzero(_shown(unique)) if len(members[n]) > 1]
     return _sorted(np.concatenate(found)) if found else np.empty((0, 2), np.int64)
-
-
-def groups(
-    ids: Sequence[str],
-    hashes: Sequence[str],
-    *,
-    max_bits: int = MAX_BITS,
-    vectors: np.ndarray | None = None,
-    min_cosine: float = MIN_COSINE,
-) -> list[list[str]]:
-    """Return groups of near duplicates, each sorted, in order of their first ids.
-
-    A group is what pairs connect. `vectors` (N, D) are embeddings of length 1, NaN where a clip has
-    none: where both of a pair have one, the pair counts only with a cosine of `min_cosine` or more.
-    """
-    words = _words(hashes)
-    unique, inverse = np.unique(words, axis=0, return_inverse=True)
-    if vectors is None:  # equal hashes are one node, whatever their number
-        edges = _near(unique, max_bits, _shown(unique))
-        labels = _connected(edges, len(unique))[inverse.ravel()]
-    else:
-        edges = _confirmed(pairs(hashes, max_bits), vectors, min_cosine)
-        labels = _connected(edges, len(ids))
-    sets: dict[int, list[str]] = {}
-    for label, one, shown in zip(labels.tolist(), ids, _shown(words).tolist(), strict=True):
-        if shown:
-            sets.setdefault(label, []).append(one)
-    return sorted(sorted(group) for group in sets.values() if len(group) > 1)
-
-
-def best(copies: Iterable[Copy]) -> str:
-    """Return the id of the copy to keep: most pixels, sharpest, largest source, smallest id."""
-
-    def rank(copy: Copy) -> tuple[int, float, int, str]:
-        sharpness = float("-inf") if copy.sharpness is None else copy.sharpness
-        return -copy.width * copy.height, -sharpness, -copy.source_bytes, copy.id
-
-    return min(copies, key=rank).id
 
 
 def leaks(
@@ -212,27 +162,3 @@ def _within(rows: np.ndarray) -> np.ndarray:
 def _sorted(found: np.ndarray) -> np.ndarray:
     found = np.sort(found.astype(np.int64), axis=1)
     return found[np.lexsort((found[:, 1], found[:, 0]))]
-
-
-def _confirmed(found: np.ndarray, vectors: np.ndarray, min_cosine: float) -> np.ndarray:
-    kept = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(found), 1 << 16):
-        part = found[start : start + (1 << 16)]
-        one, other = vectors[part[:, 0]], vectors[part[:, 1]]
-        cosine = np.einsum("nd,nd->n", one.astype(np.float32), other.astype(np.float32))
-        kept.append(part[~(cosine < min_cosine)])  # NaN: one has no vector, the hash decides
-    return np.concatenate(kept)
-
-
-def _connected(edges: np.ndarray, count: int) -> np.ndarray:
-    """Return for each node the smallest node that edges connect it with."""
-    parent = np.arange(count)
-    while True:
-        before = parent.copy()
-        low = np.minimum(parent[edges[:, 0]], parent[edges[:, 1]])
-        for side in (0, 1):
-            np.minimum.at(parent, parent[edges[:, side]], low)
-            np.minimum.at(parent, edges[:, side], low)
-        parent = parent[parent]
-        if (parent == before).all():
-            return parent

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.columns import Column, among
+from ingest.columns import Column, among, index_in, joined
 from ingest.refs import ANNOTATED
 from ingest.store import Dataset
 from ingest.upkeep import query
@@ -62,21 +62,11 @@ def scored(
 
 def _found(wanted: tuple[Column, Column], stored: tuple[Column, Column]) -> Column:
     """Return where each wanted pair of id and payload is first stored, null where it is not."""
-    ids = _index(wanted[0], stored[0])
+    ids = index_in(wanted[0], stored[0])
     if len(stored[0].unique()) < len(stored[0]):  # several rows a clip: the pairs are compared
-        return _index(_joined(*wanted), _joined(*stored))
+        return index_in(joined(*wanted), joined(*stored))  # never stored: no payload, so no key
     same = pc.call_function("equal", [stored[1].take(ids), wanted[1]])
     return pc.call_function("if_else", [same, ids, pa.scalar(None, ids.type)])
-
-
-def _index(wanted: Column, stored: Column) -> Column:
-    options = pc.SetLookupOptions(value_set=stored.combine_chunks())
-    return pc.call_function("index_in", [wanted], options)
-
-
-def _joined(ids: Column, payloads: Column) -> Column:
-    # A clip that was never stored has no payload, and so no key.
-    return pc.call_function("binary_join_element_wise", [ids, payloads, pa.scalar(" ")])
 
 
 def alike(

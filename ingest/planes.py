@@ -81,8 +81,3 @@ def differences(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 def apart(before: np.ndarray, after: np.ndarray) -> float:
     """Return the mean absolute difference of two arrays of one shape, in their own levels."""
     return cv2.norm(before, after, cv2.NORM_L1) / before.size
-
-
-def lumas(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Return the grey pictures of frames as uint8 THW, full range."""
-    return np.stack([luma(frame) for frame in frames])

@@ -33,6 +33,8 @@ SCORE_FIELDS = (
     _field("flicker", pa.float64(), unit="grey level", range="[0, 255]", direction="lower"),
 )
 SCORES = tuple(score.name for score in SCORE_FIELDS)
+# What the metadata of these fields says, each row of annotations/scores says of its own score.
+SCORE_FACTS = ("unit", "range", "direction")
 
 
 def _place_fields() -> list["pa.Field[Any]"]:
@@ -165,6 +167,7 @@ def scores_schema() -> pa.Schema:
             *_bound(),
             _settings(),
             _field("name", pa.utf8(), required=True, range="a column of clips"),
+            *(_field(name, pa.utf8()) for name in SCORE_FACTS),
             _field("value", pa.float64()),
         ]
     )
@@ -204,6 +207,7 @@ def rights_schema() -> pa.Schema:
             _field("at", text, required=True, unit="ISO 8601, UTC"),
             _field("licence", text, required=True, range="such as cc-by-4.0; empty = unknown"),
             _field("consent", text, required=True, range="such as given, refused; empty = unknown"),
+            _settings(),
         ]
     )
 

@@ -56,7 +56,11 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreFact:
-    """What a score is: its name (a column of clips), unit, range, and which direction is better."""
+    """What a score is: its name (a column of clips), unit, range, and which direction is better.
+
+    They are stored with each score. `direction` is "higher", "lower" or "middle": the sides on which
+    a bound makes sense.
+    """
 
     name: str
     unit: str

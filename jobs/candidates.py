@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ingest.columns import Column, among
+from ingest.columns import among
+from ingest.evidence import scored
 from ingest.schema import SCORE_FIELDS, SCORES, conformed, ledger_schema
 from ingest.store import Dataset
 
@@ -18,21 +18,34 @@ COLUMNS = (
     *("height", "payload_kind", "payload_sha256", "shard", "offset", "length", "crc32"),
     *("frame_count", "num_candidates", "frames_decoded", "decode_errors", *SCORES),
 )
+FACTS = ("unit", "direction")
 DIRECTIONS = {"higher": (-1,), "lower": (1,), "middle": (-1, 1)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidates:
-    """Ledger rows of sources and of clips (COLUMNS), and for each score one value a clip, NaN for none."""
+    """Ledger rows of sources and of clips (COLUMNS), and for each score one value a clip, NaN for none.
+
+    `facts` tells of each score what is known: unit, and direction as in ingest.stage.ScoreFact.
+    """
 
     sources: pa.Table
     clips: pa.Table
     scores: dict[str, np.ndarray]
+    facts: dict[str, dict[str, str]]
 
     @property
     def kept(self) -> np.ndarray:
         """Which clips are kept."""
         return among(self.clips.column("fate"), ["kept"])
+
+    def unit_of(self, score: str) -> str:
+        """Return the unit of a score, "" where nobody told."""
+        return self.facts.get(score, {}).get("unit", "")
+
+    def signs_of(self, score: str) -> tuple[int, ...]:
+        """Return on which sides a bound on a score makes sense: -1 a minimum, 1 a maximum."""
+        return DIRECTIONS.get(self.facts.get(score, {}).get("direction", ""), (-1,))
 
     def rows(self, at: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Return some clips, with their scores of every kind."""
@@ -54,40 +67,26 @@ def candidates(dataset: Dataset) -> Candidates:
     scores = {name: clips.column(name).to_numpy().astype(float) for name in SCORES} | _annotated(
         dataset, clips
     )
-    return Candidates(sources=rows.filter(pa.array(~clip)), clips=clips, scores=scores)
+    sources = rows.filter(pa.array(~clip))
+    return Candidates(sources=sources, clips=clips, scores=scores, facts=_facts(dataset))
 
 
 def _annotated(dataset: Dataset, clips: pa.Table) -> dict[str, np.ndarray]:
-    told = dataset.annotation("scores")
-    told = told.filter(told.column("value").is_valid()).sort_by("producer")
-    ours, found = _key(clips, "id"), dict[str, np.ndarray]()
-    for name in sorted(set(told.column("name").to_pylist()) - set(SCORES)):
-        of_name = told.filter(pa.array(among(told.column("name"), [name])))
-        options = pc.SetLookupOptions(value_set=_key(of_name, "clip_id").combine_chunks())
-        at = pc.call_function("index_in", [ours], options)
-        found[name] = of_name.column("value").take(at).to_numpy().astype(float)
-    return found
+    told = set(dataset.annotation("scores").column("name").unique().to_pylist())
+    names = sorted(told - set(SCORES))
+    found = scored(dataset, clips.select(["id", "payload_sha256"]), names)
+    return {name: found.column(name).to_numpy().astype(float) for name in names}
 
 
-def _key(rows: pa.Table, name: str) -> Column:
-    return pc.call_function(
-        "binary_join_element_wise",
-        [rows.column(name), rows.column("payload_sha256"), pa.scalar(" ")],
-    )
-
-
-def unit_of(score: str) -> str:
-    """Return the unit of a score that curation itself measures, "" for others."""
-    return _fact(score, "unit")
-
-
-def signs_of(score: str) -> tuple[int, ...]:
-    """Return on which sides a bound on a score makes sense: -1 a minimum, 1 a maximum."""
-    return DIRECTIONS.get(_fact(score, "direction"), (-1,))
-
-
-def _fact(score: str, name: str) -> str:
+def _facts(dataset: Dataset) -> dict[str, dict[str, str]]:
+    """Return unit and direction of scores: those that curation measures, those that passes stored."""
+    found: dict[str, dict[str, str]] = {}
+    stored = dataset.annotation("scores").select(["name", *FACTS]).group_by(["name", *FACTS])
+    for row in stored.aggregate([]).to_pylist():
+        found[row.pop("name")] = {fact: told or "" for fact, told in row.items()}
     for field in SCORE_FIELDS:
-        if field.name == score and field.metadata:
-            return field.metadata.get(f"kinoray.{name}".encode(), b"").decode()
-    return ""
+        told = field.metadata or {}
+        found[field.name] = {
+            fact: told.get(f"kinoray.{fact}".encode(), b"").decode() for fact in FACTS
+        }
+    return found

@@ -1,10 +1,10 @@
 """Charts of curation as SVG: the funnel of clips, and how a score lies with the bounds that decide over it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from ingest.keep import Rule
 from jobs.page import text
 
 BINS = 48
@@ -12,16 +12,6 @@ LEFT, WIDTH = 60, 700
 TALL, LOW = 110, 60  # px of the histogram and of the curve below it
 FAR = 4.0  # spans of the middle 98 % beyond which a few values may not stretch the axis
 CURVE_POINTS = 121
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bound:
-    """A threshold of the keep rule: clips whose score lies above (sign 1) or below (-1) it go."""
-
-    rule: str
-    score: str
-    sign: int
-    threshold: float
 
 
 def funnel(steps: Sequence[tuple[str, int, str]]) -> str:
@@ -51,7 +41,7 @@ def passing_share(values: np.ndarray, sign: int, thresholds: np.ndarray) -> np.n
 
 
 def spread(
-    values: np.ndarray, kept: np.ndarray, bounds: Sequence[Bound], unit: str, signs: Sequence[int]
+    values: np.ndarray, kept: np.ndarray, bounds: Sequence[Rule], unit: str, signs: Sequence[int]
 ) -> str:
     """Return the histogram of a score over all candidates, its bounds, and what each bound would keep.
 
@@ -132,16 +122,16 @@ def _curves(values: np.ndarray, signs: Sequence[int], low: float, high: float) -
     return drawn
 
 
-def _bound(bound: Bound, low: float, high: float) -> list[str]:
+def _bound(bound: Rule, low: float, high: float) -> list[str]:
     if not low <= bound.threshold <= high:
         side, x, anchor = (
             ("left", LEFT, "start") if bound.threshold < low else ("right", LEFT + WIDTH, "end")
         )
-        far = f"{text(bound.rule)} {bound.threshold:g} lies far to the {side}"
+        far = f"{text(bound.name)} {bound.threshold:g} lies far to the {side}"
         return [f'<text x="{x}" y="14" text-anchor="{anchor}" class="told">{far}</text>']
     x = _at(bound.threshold, low, high)
     anchor = "start" if x < LEFT + WIDTH / 2 else "end"
-    told = f"{text(bound.rule)} {bound.threshold:g}"
+    told = f"{text(bound.name)} {bound.threshold:g}"
     return [
         f'<path d="M{x:.1f} 18V{20 + TALL + 22 + LOW}" class="bound"/>',
         f'<text x="{x:.1f}" y="14" text-anchor="{anchor}" class="told">{told}</text>',

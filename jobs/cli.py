@@ -83,7 +83,10 @@ def demo(overrides: tuple[str, ...], **flags: Any) -> None:
 
     if any(text.startswith(("source=", "steps.curate.source=")) for text in overrides):
         # The captions that come with the recipe belong to its own videos.
-        overrides = ('steps.curate.captions={captioners = ["sidecar", "name"]}', *overrides)
+        overrides = (
+            'steps.curate.captions={captioners = ["manifest", "sidecar", "name"]}',
+            *overrides,
+        )
     elif not flags["dry_run"]:
         demo_videos.unpack()
     command.run(RECIPES / "demo.toml", overrides, command.Flags(**flags))

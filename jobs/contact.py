@@ -11,10 +11,10 @@ from ingest.columns import among
 from ingest.decide import NEAR
 from ingest.decode import payload_frames
 from ingest.encode import thumbnail
+from ingest.keep import Rule
 from ingest.shards import read_payload
 from ingest.store import Dataset
 from jobs.candidates import Candidates
-from jobs.charts import Bound
 from jobs.page import strip, text
 from jobs.rule_words import words
 
@@ -25,15 +25,15 @@ A_GROUP = 5
 Row = Mapping[str, Any]
 
 
-def around(dataset: Dataset, found: Candidates, bounds: Sequence[Bound]) -> Iterator[str]:
+def around(dataset: Dataset, found: Candidates, bounds: Sequence[Rule]) -> Iterator[str]:
     """Yield for each bound the kept clips nearest to it, and the nearest that it rejected."""
     for bound in bounds:
         values = found.scores.get(bound.score)
         if values is None or not np.isfinite(values).any():
             continue
         away = np.abs(values - bound.threshold)
-        rejected = among(found.clips.column("rule"), [bound.rule])
-        yield f"<h3>{text(words(bound.rule))}: {text(bound.rule)} {bound.threshold:g}</h3>"
+        rejected = among(found.clips.column("rule"), [bound.name])
+        yield f"<h3>{text(words(bound.name))}: {text(bound.name)} {bound.threshold:g}</h3>"
         if not rejected.any():
             near = _nearest(away, found.kept & np.isfinite(values))[:1]
             told = f"; the nearest kept one has {values[near[0]]:.4g}" if len(near) else ""

@@ -13,7 +13,7 @@ from ingest.keep import RULES
 from ingest.schema import FAILED
 from ingest.store import Dataset
 from jobs import contact, run_notes
-from jobs.candidates import Candidates, candidates, signs_of, unit_of
+from jobs.candidates import Candidates, candidates
 from jobs.charts import funnel, passing_share, spread
 from jobs.page import bars, details, page, table, text
 from jobs.rule_words import counted, words
@@ -188,12 +188,12 @@ def _scores(found: Candidates, notes: Notes) -> Iterator[str]:
     drawn: list[str] = []
     for name, values in found.scores.items():
         bounds = [bound for bound in notes.bounds if bound.score == name]
-        signs = sorted({bound.sign for bound in bounds}) or signs_of(name)
-        chart = spread(values, found.kept, bounds, unit_of(name), signs)
+        signs = sorted({bound.sign for bound in bounds}) or found.signs_of(name)
+        chart = spread(values, found.kept, bounds, found.unit_of(name), signs)
         if not chart:
             continue
         told = [
-            f"{b.rule} {b.threshold:g} alone lets "
+            f"{b.name} {b.threshold:g} alone lets "
             f"{100 * passing_share(values, b.sign, np.array([b.threshold]))[0]:.1f} % pass"
             for b in bounds
         ]

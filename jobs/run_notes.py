@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.events import read_events
-from ingest.keep import RULES
+from ingest.keep import Keep, Rule
 from ingest.store import Dataset
-from jobs.charts import Bound
+from jobs import config
 from pipelines.output import Occupied, notes_of, read_json
 
 
@@ -17,7 +17,7 @@ from pipelines.output import Occupied, notes_of, read_json
 class Notes:
     """One run: the bounds of its keep rule, what each unit took (by unit id), and the run as a whole."""
 
-    bounds: tuple[Bound, ...] = ()
+    bounds: tuple[Rule, ...] = ()
     units: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     whole: Mapping[str, float] = field(default_factory=dict)
 
@@ -46,23 +46,16 @@ def notes(folder: Path) -> Notes:
                 whole.update(numbers)  # a run that was interrupted has several ends
             else:
                 units[str(event.get("unit"))] = numbers
-    return Notes(bounds=bounds_of(recipe.get("keep", {})), units=units, whole=whole)
+    bounds = bounds_of(recipe["keep"]) if "keep" in recipe else ()
+    return Notes(bounds=bounds, units=units, whole=whole)
 
 
-def bounds_of(keep: Mapping[str, Any]) -> tuple[Bound, ...]:
-    """Return the bounds of a keep rule as a recipe tells it, in the order in which they are asked."""
-    asked = [(rule, *RULES[rule], keep.get(rule)) for rule in RULES]
-    for bound in keep.get("bounds") or ():
-        score = bound["score"]
-        asked += [(f"{side}_{score}", score, sign, bound.get(side)) for side, sign in _SIDES]
-    return tuple(
-        Bound(rule=rule, score=score, sign=sign, threshold=float(threshold))
-        for rule, score, sign, threshold in asked
-        if threshold is not None
-    )
-
-
-_SIDES = (("min", -1), ("max", 1))
+def bounds_of(keep: dict[str, Any]) -> tuple[Rule, ...]:
+    """Return the bounds of a keep rule as a recipe tells it; none of one that is not understood any more."""
+    try:
+        return tuple(config.build(Keep, keep, name="keep").rules())
+    except config.ConfigError:
+        return ()
 
 
 def _changed(folder: Path) -> int:

@@ -54,10 +54,6 @@ class Clip:
         ]
         return torch.cat(parts).numpy() if parts else self._none()
 
-    def match(self, frames_THWC: np.ndarray, text: str, num_frames: int = 8) -> float:
-        """Return the cosine of a clip and a text, -1..1."""
-        return float(self.embed_frames(frames_THWC, num_frames) @ self.embed_texts([text])[0])
-
     def tags(
         self,
         embedding: np.ndarray,

@@ -7,7 +7,7 @@ from typing import Any
 from ingest.caption import clean
 from ingest.caption_clean import Clean
 from ingest.ledger import MESSAGE_CHARS, printable
-from ingest.schema import FAILED
+from ingest.schema import FAILED, SCORE_FACTS
 from ingest.stage import Failure
 from pipelines.annotator import Answer
 from pipelines.passes import Pass
@@ -40,10 +40,10 @@ def rows_of(one: Pass, facts: Mapping[str, Any], settings: str, answer: Answer) 
     if one.table == "labels" and isinstance(answer, str):
         return Rows(rows=(bound | {"label": clean(answer)},))
     if one.table == "scores" and isinstance(answer, dict):
-        wanted = {fact.name for fact in one.stage.scores}
-        if set(answer) == wanted:
+        facts = {f.name: {fact: getattr(f, fact) for fact in SCORE_FACTS} for f in one.stage.scores}
+        if set(answer) == set(facts):
             values = sorted(answer.items())
-            return Rows(rows=tuple(bound | {"name": n, "value": v} for n, v in values))
+            return Rows(rows=tuple(bound | {"name": n, "value": v} | facts[n] for n, v in values))
     if one.table == "embeddings" and isinstance(answer, bytes) and answer:
         vector = {"dim": len(answer) // FLOAT16_BYTES, "vector": answer}
         return Rows(rows=(bound | vector,))

@@ -61,8 +61,9 @@ def passes_of(
 
 
 def _labels(listed: Mapping[str, Source]) -> list[Pass]:
-    if not any(getattr(getattr(s, "said", None), "label", "") for s in listed.values()):
+    if not listed:
         return []
+    # Also where no source has a label any more: those that the listing gave before go.
     said = caption_said.label(listed)
     return [Pass(table="labels", make=lambda: said, stage=said)]
 

@@ -30,7 +30,7 @@ from ingest.unit import (
     failed_rows,
     with_attempts,
 )
-from pipelines import captioned
+from pipelines import captioned, rights
 from pipelines.annotate import Annotated, annotate
 from pipelines.captioners import passes_of
 from pipelines.committer import Committer, Rereads
@@ -131,6 +131,8 @@ def run(config: Config, *, context: Context) -> Result:
         work = _Work(config, dataset, context, recorder, own=own, decider=decider, app_id=app_id)
         units = work.units(sources)
         work.give_fates(units)
+        rights.state(dataset, units, recorder)
+        captioned.tell_unmatched(config.captions, sources, recorder)
         told = annotate(
             dataset,
             passes,

@@ -80,7 +80,7 @@ class Studio:
 
 def numbers_of(frames: np.ndarray) -> list[int]:
     """Read the bars back from frames of any size, planar or RGB."""
-    grey_THW = planes.lumas(frames)
+    grey_THW = np.stack([planes.luma(frame) for frame in frames])
     height, width = grey_THW.shape[1:]
     strip = height * STRIP // HEIGHT
     middle = grey_THW[:, -strip // 2 - 1 : -strip // 2 + 1].mean(axis=1)

@@ -72,11 +72,15 @@ class NotStill:
     name, version = "not_still", "v1"
     needs_scores = ("motion",)
 
+    def __init__(self, least=0.1):
+        self.least = least
+
     def settings(self):
-        return {"min": 0.1}
+        return {"min": self.least}
 
     def __call__(self, rows):
         found = [row["motion"] for row in rows]
         return [
-            Objection(score=m, threshold=0.1) if m is not None and m < 0.1 else None for m in found
+            Objection(score=m, threshold=self.least) if m is not None and m < self.least else None
+            for m in found
         ]

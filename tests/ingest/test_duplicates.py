@@ -8,19 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.duplicates import FLAT, MAX_BITS, Copy, best, groups, is_flat, leaks, pairs, phash
+from ingest.duplicates import FLAT, MAX_BITS, is_flat, leaks, pairs, phash
 from tests.ingest import splices
 
 STEP = 80
-# What INDEX.md names as the same content, and by eye: bbb_1080p_5s.mp4 is how bbb_480p_30s.mp4
-# begins (the same fade into the meadow), and so does bbb_0_30.webm.
-SAME = [
-    {"flower.mp4", "flower.webm"},
-    {"mdn_frog.mp4", "mdn_frog.webm"},
-    {"rabbit320.mp4", "rabbit320.webm"},
-    {"tmh_stream.144p.video.mjpeg.mov", "tmh_stream.360p.video.vp9.mp4"},
-    {"bbb_0_30.webm", "bbb_480p_30s.mp4", "bbb_1080p_5s.mp4"},
-]
 
 
 def scene(seed, count=40, shape=(90, 160)):
@@ -70,7 +61,6 @@ def test_flat_clips_match_nothing():
     assert not is_flat(phash(scene(1)))
     hashes = [phash(black), phash(grey), phash(fade), phash(fade)]
     assert len(pairs(hashes, 192 // 8)) == 0
-    assert groups("abcd", hashes) == []
     assert leaks(hashes, hashes) == {}
 
 
@@ -116,42 +106,6 @@ def test_leaks_are_the_pairs_of_two_sides(ours, theirs):
             assert found[n] == min(distances)[1]
 
 
-@settings(max_examples=60, deadline=None)
-@given(near_hashes(), st.randoms(use_true_random=False))
-def test_groups_are_what_pairs_connect_in_any_order(hashes, chance):
-    names = [f"clip{n:02}" for n in range(len(hashes))]
-    found = groups(names, hashes)
-    where = {name: n for n, group in enumerate(found) for name in group}
-    for i, j in pairs(hashes).tolist():
-        assert where[names[i]] == where[names[j]]
-    assert all(len(group) > 1 and group == sorted(group) for group in found)
-    order = list(range(len(names)))
-    chance.shuffle(order)
-    assert groups([names[n] for n in order], [hashes[n] for n in order]) == found
-    unit = np.ones((len(names), 1), np.float16)
-    assert groups(names, hashes, vectors=unit) == found
-
-
-def test_vectors_part_what_hashes_join():
-    hashes = [phash(scene(1))] * 4
-    vectors = np.array([[1, 0], [1, 0], [0, 1], [np.nan, np.nan]], np.float16)
-    assert groups("abcd", hashes) == [["a", "b", "c", "d"]]
-    assert groups("abc", hashes[:3], vectors=vectors[:3]) == [["a", "b"]]
-    assert groups("cd", hashes[:2], vectors=vectors[2:]) == [["c", "d"]]
-
-
-@given(st.permutations(["small", "large", "sharp", "heavy", "first"]))
-def test_the_best_copy_does_not_depend_on_the_order(order):
-    known = {
-        "small": Copy(id="a", width=320, height=180, sharpness=900.0, source_bytes=9),
-        "large": Copy(id="e", width=640, height=360, sharpness=None, source_bytes=99),
-        "sharp": Copy(id="d", width=640, height=360, sharpness=50.0, source_bytes=1),
-        "heavy": Copy(id="c", width=640, height=360, sharpness=50.0, source_bytes=5),
-        "first": Copy(id="b", width=640, height=360, sharpness=50.0, source_bytes=5),
-    }
-    assert best(known[name] for name in order) == "b"
-
-
 def test_a_hundred_thousand_hashes_with_copies():
     """Time and memory grow with the hashes and not with their square."""
     rng = np.random.default_rng(0)
@@ -168,21 +122,6 @@ def hashes_of(path, *, step=STEP):
     looks = splices.looks(path)
     found = [phash(looks[n : n + step]) for n in range(0, len(looks) - step + 1, step)]
     return {f"{path.name}@{n}": hashed for n, hashed in enumerate(found)}
-
-
-def named(found):
-    return {frozenset(one.split("@")[0] for one in group) for group in found}
-
-
-def test_the_pairs_of_the_shared_videos_and_none_else(shared_videos):
-    hashes = {}
-    for path in sorted(shared_videos.iterdir()):
-        if path.suffix in {".mp4", ".webm", ".mkv", ".mov", ".ts"}:
-            hashes |= hashes_of(path)
-    found = named(groups(list(hashes), list(hashes.values())))
-    across = {group for group in found if len(group) > 1}
-    assert {frozenset(group) for group in SAME} <= across
-    assert all(any(group <= same for same in SAME) for group in across)
 
 
 def test_short_files_with_shorter_windows(shared_videos):

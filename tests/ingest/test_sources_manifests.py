@@ -229,6 +229,15 @@ def test_malformed_msrvtt(folder, change, words):
 
 
 def test_the_captions_of_the_shared_videos_are_a_manifest(shared_videos):
-    found = list_sources([str(shared_videos / "captions.jsonl")])
-    assert all(source.bytes for source in found)
-    assert all(source.said.captions or source.said.label for source in found)
+    """Each video has the words of its own row."""
+    captions = shared_videos / "captions.jsonl"
+    rows = [json.loads(line) for line in captions.read_text().splitlines()]
+    found = {source.uri.rpartition("/")[2]: source for source in list_sources([str(captions)])}
+    assert len(found) == len(rows) > 0
+    for row in rows:
+        source = found[row["file"]]
+        assert source.bytes == (shared_videos / row["file"]).stat().st_size
+        assert [caption.text for caption in source.said.captions] == (
+            [row["caption"]] if row["caption"] else []
+        )
+        assert source.said.label == (row["label"] or "")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,15 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.clip import Prep
+from ingest.keep import Bound, Rule
 from ingest.ledger import to_table
 from ingest.schema import scores_schema
 from ingest.store import Dataset, empty_captions
 from jobs import curate_report, dataset_report, run_notes
 from jobs.candidates import candidates
-from jobs.charts import Bound, passing_share, spread
+from jobs.charts import passing_share, spread
 from jobs.contact import around
 from jobs.curate_report import steps
 from jobs.rule_words import counted, words
+from pipelines.identity import plain
+from tests.conftest import KEEP_ALL
 from tests.ingest.made import digest
 
 HOSTILE = '/videos/<script src="away">&.mp4'
@@ -65,8 +69,8 @@ def folder(dataset, tmp_path):
     folder = tmp_path / "ds" / "runs" / "abc"
     assert dataset.root.path == tmp_path / "ds"
     folder.mkdir(parents=True)
-    keep = {"min_motion": LIMIT, "max_luma": None, "bounds": [{"score": "beauty", "min": 0.5}]}
-    (folder / "recipe.json").write_text(json.dumps({"recipe": {"keep": keep}}))
+    keep = replace(KEEP_ALL, min_motion=LIMIT, bounds=(Bound(score="beauty", min=0.5),))
+    (folder / "recipe.json").write_text(json.dumps({"recipe": {"keep": plain(keep)}}))
     took = {"wall_s": 4.0, "cpu_s": 3.0, "source_s": 30.0, "decode_s": 1.0, "encode_s": 2.0}
     events = [{"event": "cost", "unit": unit, "time": 1.0, **took} for unit in ("a", "b", "a")]
     events.append({"event": "cost", "unit": "run", "wall_s": 9.0, "cpu_s": 7.0, "source_s": 60.0})
@@ -96,7 +100,7 @@ def test_the_funnel_adds_up(dataset):
 
 
 def test_clips_around_a_bound_are_the_nearest_with_what_is_stored(dataset):
-    bound = Bound(rule="min_motion", score="motion", sign=-1, threshold=LIMIT)
+    bound = Rule(name="min_motion", score="motion", sign=-1, threshold=LIMIT)
     shown = "".join(around(dataset, candidates(dataset), [bound]))
     inside, outside = shown.split("just outside")
     assert inside.count("data:image/jpeg") == 3 * 3
@@ -108,6 +112,7 @@ def test_a_score_of_an_annotation_pass_has_its_chart_and_bound(dataset, folder):
     clip = dataset.kept_clips().to_pylist()[0]
     bound = {"clip_id": clip["clip_id"], "payload_sha256": clip["payload_sha256"]}
     said = {**bound, "producer": "judge/v1", "settings": "s", "name": "beauty", "value": 0.75}
+    said |= {"unit": "millihelens", "range": "[0, 1000]", "direction": "lower"}
     rows = scores_schema().empty_table().from_pylist([said], schema=scores_schema())
     dataset.annotate("scores", rows, app_id="judge", batch=1)
     found = candidates(dataset)
@@ -115,6 +120,10 @@ def test_a_score_of_an_annotation_pass_has_its_chart_and_bound(dataset, folder):
     assert found.rows(np.flatnonzero(np.isfinite(found.scores["beauty"])))[0]["beauty"] == 0.75
     text = page_of(dataset, folder)
     assert "min_beauty 0.5 alone lets 100.0 % pass; 1 of 8 candidates have it" in text
+    assert ">millihelens</text>" in text
+    assert found.signs_of("beauty") == (1,)
+    assert (found.unit_of("sharpness"), found.signs_of("motion")) == ("grey level squared", (-1, 1))
+    assert (found.unit_of("unheard"), found.signs_of("unheard")) == ("", (-1,))
 
 
 def test_a_dataset_without_notes_or_clips_has_a_page(dataset, tmp_path):
@@ -131,7 +140,7 @@ def run_prep() -> Prep:
 @pytest.mark.usefixtures("folder")
 def test_the_latest_run_of_a_dataset_is_the_one_that_is_told(dataset):
     told = run_notes.latest(dataset)
-    assert [(b.rule, b.threshold) for b in told.bounds] == [
+    assert [(b.name, b.threshold) for b in told.bounds] == [
         ("min_motion", LIMIT),
         ("min_beauty", 0.5),
     ]
@@ -152,7 +161,7 @@ def test_the_share_that_passes_is_what_the_rule_would_let_pass(values, sign, thr
 @given(VALUES, st.floats(-1e9, 1e9))
 def test_any_scores_have_a_chart_with_every_value_in_it(values, threshold):
     array = np.array(values)
-    bound = Bound(rule="min_x", score="x", sign=-1, threshold=threshold)
+    bound = Rule(name="min_x", score="x", sign=-1, threshold=threshold)
     chart = spread(array, np.isfinite(array), [bound], "", (-1, 1))
     assert "nan" not in chart
     assert "inf" not in chart

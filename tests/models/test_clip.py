@@ -120,7 +120,6 @@ def test_an_embedding_is_the_normalised_mean_of_frames_by_open_clip_itself(weigh
     theirs = functional.normalize(mean, dim=0).numpy()
     assert clip.embed_frames(clips[2]) @ theirs > 0.9999
     assert np.allclose(clip.embed_texts(["A dog runs."]), text.numpy(), atol=1e-6)
-    assert clip.match(clips[2], "A dog runs.") == pytest.approx(theirs @ text[0].numpy(), abs=2e-3)
 
 
 def test_numbers_do_not_depend_on_neighbours_order_or_repetition(clip, clips):

@@ -89,12 +89,12 @@ def neighbours(scene: Scene) -> list[Scene]:
 
 
 def ranked_first(clip: Clip, renders) -> float:
-    right = [
-        clip.match(frames, scene.caption)
-        > max(clip.match(frames, other.caption) for other in neighbours(scene))
-        for scene, frames in renders[::7]
-    ]
-    return float(np.mean(right))
+    def is_first(scene, frames) -> bool:
+        texts = [scene.caption, *(other.caption for other in neighbours(scene))]
+        right, *others = clip.embed_texts(texts) @ clip.embed_frames(frames)
+        return right > max(others)
+
+    return float(np.mean([is_first(scene, frames) for scene, frames in renders[::7]]))
 
 
 def test_the_right_caption_matches_better_than_one_with_another_word(clip, ignorant, renders):

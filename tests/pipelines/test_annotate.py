@@ -46,6 +46,10 @@ def test_only_what_changed_is_made_again(dataset):
     clips = dataset.kept_clips().to_pylist()
     assert {row["caption"] for row in clips} <= {"a light clip", "a dark clip"}
     assert all(0 < row["brightness"] < 255 for row in clips)
+    facts = dataset.query("SELECT DISTINCT name, unit, range, direction FROM scores").to_pylist()
+    assert facts == [
+        {"name": "brightness", "unit": "grey level", "range": "[0, 255]", "direction": "middle"}
+    ]
     for row in dataset.annotation("embeddings").to_pylist():
         vector = np.frombuffer(row["vector"], "<f2")
         assert len(vector) == row["dim"] == 3

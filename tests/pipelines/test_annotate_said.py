@@ -1,5 +1,6 @@
 """Passes over what people said: no Ray, no frames; a changed text changes its own clips."""
 
+import json
 import shutil
 import tomllib
 from dataclasses import dataclass
@@ -199,6 +200,32 @@ def test_manifests_give_captions_and_labels(place):
     assert set(dataset.annotation("labels").column("label").to_pylist()) == {"bikes"}
     run(dataset, captions, sources[1:])  # a listing without the source takes nothing away
     assert said(dataset)[0] == ("other", "manifest")
+    assert set(dataset.annotation("labels").column("label").to_pylist()) == {"bikes"}
+    run(dataset, captions, [Listed(str(videos / "red car 0.mp4"), Told())])
+    assert dataset.annotation("labels").num_rows == 0  # nobody says so any more
+    assert said(dataset)[0] == ("red car", "name")
+
+
+def test_rows_of_a_caption_file_go_to_their_own_videos(place, tmp_path):
+    """Of equal names in two folders each has its own row, and a video that is not listed keeps its words."""
+    videos, dataset = place
+    file = tmp_path / "rows.jsonl"
+    sources = [Listed(str(videos / f"red car {n}.mp4"), Told()) for n in range(3)]
+
+    def written(*rows):
+        told = [{"video": str(name), "caption": text} for name, text in rows]
+        file.write_text("\n".join(map(json.dumps, told)))
+        return Captions(captioners=("sidecar", "name"), caption_file=file)
+
+    rows = [(f"{videos.name}/red car 0.mp4", "by path"), ("red car 1.mp4", "by name")]
+    run(dataset, written(*rows), sources)
+    words = [("by path", "sidecar"), ("by name", "sidecar"), ("red car", "name")]
+    assert said(dataset)[::2] == words
+    twin = Listed(str(tmp_path / "elsewhere" / "red car 1.mp4"), Told())
+    assert run(dataset, written(*rows), sources[2:])["sidecar/v1"].unchanged == 4
+    assert said(dataset)[::2] == words
+    run(dataset, written(*rows), [*sources, twin])  # now the name alone is nobody's
+    assert said(dataset)[::2] == [words[0], ("red car", "name"), words[2]]
 
 
 def test_what_was_taken_down_is_not_captioned_again(place):
