@@ -10,7 +10,7 @@ from typing import Any
 
 from ingest.caption import Captions, best_row, named
 from ingest.sources import Source
-from ingest.stage import Needs, Seen
+from ingest.stage import Needs, NotKnownHere, Seen
 
 LEAST_S = 1.0  # a picture lasts no time, but what is said of a file is said of it too
 Ask = Callable[[Mapping[str, Any]], str]
@@ -19,7 +19,7 @@ Ask = Callable[[Mapping[str, Any]], str]
 class Spoken:
     """A stage of a name over a function from facts to text; "" is nothing said.
 
-    The function raises LookupError where it cannot be known from here what is said.
+    The function raises NotKnownHere where it cannot be known from here what is said.
     """
 
     version = "v1"
@@ -51,7 +51,7 @@ def sidecar(captions: Captions, listed: Mapping[str, Source]) -> Spoken:
         if key not in texts:
             text = captions.beside(*(Path(key[0]), *key[1:]))
             if not text and not video.exists():
-                raise LookupError(f"{video} cannot be seen from here")
+                raise NotKnownHere(f"{video} cannot be seen from here")
             texts[key] = text
         return texts[key]
 
@@ -84,8 +84,10 @@ def label(listed: Mapping[str, Source]) -> Spoken:
 
 
 def _said(facts: Mapping[str, Any], listed: Mapping[str, Source]) -> Any:
-    # A source that this run did not list raises LookupError: what was said of it stays.
-    return getattr(listed[facts["source_uri"]], "said", None)
+    source = listed.get(facts["source_uri"])
+    if source is None:
+        raise NotKnownHere(f"{facts['source_uri']} is not listed by this run")
+    return getattr(source, "said", None)
 
 
 def _path(facts: Mapping[str, Any], listed: Mapping[str, Source]) -> Path:

@@ -31,6 +31,10 @@ class NotAStage(ValueError):
     exit_code = 2
 
 
+class NotKnownHere(Exception):
+    """What would decide a clip's answer cannot be seen from here; what was said of it stays."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
     """A clip as a stage sees it: its frames (uint8 RGB THWC, those that the stage asked for) and facts.
@@ -71,7 +75,9 @@ class Needs:
     `frames` are spread evenly over the clip ("all", or 0 for a stage that reads facts only).
     A `costly` one is built once in each of as many actors as fit (at most `max_workers`, 0 = no
     bound); else each batch is a task. `num_gpus` is for each actor, and 0 on a cluster without any.
-    With `embedding`, facts hold the clip's embedding. An `inline` one runs in the driver.
+    With `embedding`, facts hold the clip's embedding. An `inline` one runs in the driver. A worker
+    whose call (a batch) takes longer than `call_timeout_s` is ended; the clips are tried one by one,
+    and one that takes so long alone has failed. Nothing ends what is inline.
     """
 
     frames: int | Literal["all"] = 8
@@ -83,11 +89,14 @@ class Needs:
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     memory_bytes: int = 0
+    call_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        """Check counts."""
+        """Check counts and the limit."""
         if (self.frames != "all" and self.frames < 0) or self.batch_clips < 1:
             raise ValueError('needs: frames at least 0 or "all", batch_clips at least 1')
+        if not self.call_timeout_s > 0:
+            raise ValueError("needs: call_timeout_s more than 0")
 
 
 @runtime_checkable
@@ -247,8 +256,8 @@ def settings_digest(stage: Named, more: Mapping[str, Any] = NOTHING) -> str:
 def decided(stage: Any, facts: Mapping[str, Any]) -> str | None:
     """Return what of a clip's facts decides the answer (text beside it, say), None if it is to have none.
 
-    A stage tells by a method `decides(facts)`. It may raise LookupError: what would decide cannot be
-    seen from here, and everything stays as it is.
+    A stage tells by a method `decides(facts)`. It may raise NotKnownHere: everything stays as it is.
+    Whatever else it raises is the clip's failure.
     """
     tell = getattr(stage, "decides", None)
     return "" if tell is None else tell(facts)

@@ -38,7 +38,6 @@ HOPELESS = {
 }
 FIRST_WAIT_S = 0.5
 SAID_CHARS = 300
-BATCHES = 4
 
 
 class EndpointRefused(RuntimeError):
@@ -93,9 +92,10 @@ class Endpoint:
         self._misses = 0
         self.needs = Needs(
             frames=config.frames,
-            batch_clips=BATCHES * config.concurrency,
+            batch_clips=config.concurrency,  # what a kill loses has been paid for
             costly=True,
             max_workers=1,
+            call_timeout_s=_longest_s(config),
         )
         self._pace: _Pace | None = None
 
@@ -225,6 +225,14 @@ class Endpoint:
             "temperature": config.temperature,
         }
         return json.dumps(asked).encode()
+
+
+def _longest_s(config: OpenAI) -> float:
+    """Return how long one call may take: each clip with all its attempts and pauses, and each in its turn."""
+    each_s = config.attempts * (config.timeout_s + 2 * config.max_wait_s)
+    rate = config.requests_a_minute
+    turns_s = config.attempts * config.concurrency * 60 / rate if rate else 0.0
+    return 60 + each_s + turns_s
 
 
 def _jpeg(frame_HWC: np.ndarray, longest_px: int, quality: int) -> str:
