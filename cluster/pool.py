@@ -56,15 +56,23 @@ class Outcome:
     max_rss_bytes: int
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """How units run; `window` bounds the units in flight (0 = twice what runs at once)."""
+    """How units run; `window` bounds the units in flight (0 = twice what runs at once).
+
+    `meanwhile` is called while units run, every POLL_S at least.
+    """
 
     max_attempts: int = 3
     window: int = 0
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     memory_bytes: int = 0
+    meanwhile: Callable[[], object] = _nothing
 
     def __post_init__(self) -> None:
         """Check counts."""
@@ -141,6 +149,7 @@ class _Loop:
                     break
                 waiting = [*self._flights, *self._hands.building()]
                 ready, _ = ray.wait(waiting, timeout=POLL_S)
+                self._config.meanwhile()
                 for reference in ready:
                     if reference not in self._flights:
                         self._hands.built(reference)

@@ -11,7 +11,7 @@ from typing import Any
 from ingest.caption import Captions, beside, best_row, named
 from ingest.caption_file import matched
 from ingest.sources import Source
-from ingest.stage import Needs, Seen
+from ingest.stage import Needs, NotKnownHere, Seen
 
 LEAST_S = 1.0  # a picture lasts no time, but what is said of a file is said of it too
 Ask = Callable[[Mapping[str, Any]], str]
@@ -20,7 +20,7 @@ Ask = Callable[[Mapping[str, Any]], str]
 class Spoken:
     """A stage of a name over a function from facts to text; "" is nothing said.
 
-    The function raises LookupError where it cannot be known from here what is said.
+    The function raises NotKnownHere where it cannot be known from here what is said.
     """
 
     version = "v1"
@@ -54,14 +54,15 @@ def sidecar(captions: Captions, listed: Mapping[str, Source]) -> Spoken:
     def ask(facts: Mapping[str, Any]) -> str:
         video = _path(facts, listed)
         if file:
-            # Whose row it would be is known of listed videos only.
-            source = listed[facts["source_uri"]]
+            source = listed.get(facts["source_uri"])
+            if source is None:
+                raise NotKnownHere("whose row it would be is known of listed videos only")
             if text := best_row(rows.get(source.uri, ()), *_period(facts)):
                 return text
         if str(video) not in texts:
             text = beside(video)
             if not text and not video.exists():
-                raise LookupError(f"{video} cannot be seen from here")
+                raise NotKnownHere(f"{video} cannot be seen from here")
             texts[str(video)] = text
         return texts[str(video)]
 
@@ -94,8 +95,10 @@ def label(listed: Mapping[str, Source]) -> Spoken:
 
 
 def _said(facts: Mapping[str, Any], listed: Mapping[str, Source]) -> Any:
-    # A source that this run did not list raises LookupError: what was said of it stays.
-    return getattr(listed[facts["source_uri"]], "said", None)
+    source = listed.get(facts["source_uri"])
+    if source is None:
+        raise NotKnownHere(f"{facts['source_uri']} is not listed by this run")
+    return getattr(source, "said", None)
 
 
 def _path(facts: Mapping[str, Any], listed: Mapping[str, Source]) -> Path:

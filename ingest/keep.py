@@ -26,6 +26,7 @@ RULES = {
 }
 RESERVED = ("leakage", "near_duplicate", "purged", "no_clip_kept", "too_short", "hdr", "past_end")
 SLICE = 4096  # rows that an own rule is shown at a time
+TRIED = (None, 0.0, 0.5, 1.0)  # scores that any rule must be able to judge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +122,7 @@ class Keep:
 
 
 def own_rules(keep: Keep) -> tuple[KeepRule, ...]:
-    """Return the own rules of a keep rule, checked; raises stage.NotAStage."""
+    """Return the own rules of a keep rule, checked and each asked once; raises stage.NotAStage."""
     taken = {*RULES, *RESERVED, *(rule.name for rule in keep.rules())}
     made = []
     for table in keep.own:
@@ -130,8 +131,21 @@ def own_rules(keep: Keep) -> tuple[KeepRule, ...]:
         if one.name in taken:
             raise NotAStage(f"use = {table['use']!r}: there is a rule {one.name!r} already")
         taken.add(one.name)
+        _try(one, table["use"])
         made.append(one)
     return tuple(made)
+
+
+def _try(rule: KeepRule, use: str) -> None:
+    """Ask a rule of made scores: what it cannot do shows before hours of decoding, not after."""
+    try:
+        objections(rule, dict.fromkeys(rule.needs_scores, TRIED), len(TRIED))
+    except NotAStage as error:
+        raise NotAStage(f"use = {use!r}: {error}") from error
+    except Exception as error:  # somebody else's code may raise anything
+        told = f"{type(error).__name__}: {error}"
+        shown = ", ".join(str(value) for value in TRIED)
+        raise NotAStage(f"use = {use!r}: asked of scores {shown} it raises {told}") from error
 
 
 def wanted_scores(keep: Keep, own: Sequence[KeepRule] = ()) -> tuple[str, ...]:
@@ -161,5 +175,11 @@ def objections(
         answers = list(rule(rows))
         if len(answers) != len(rows):
             raise NotAStage(f"{rule.name}: {len(answers)} answers for {len(rows)} clips")
+        wrong = next((a for a in answers if a is not None and not isinstance(a, Objection)), None)
+        if wrong is not None:
+            raise NotAStage(
+                f"{rule.name}: answers with {type(wrong).__name__}; a rule answers with None to keep "
+                "a clip, or with an ingest.stage.Objection"
+            )
         found |= {start + at: one for at, one in enumerate(answers) if one is not None}
     return found

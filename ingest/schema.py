@@ -141,7 +141,8 @@ def captions_schema() -> pa.Schema:
     """Return the columns of annotations/captions; a caption is bound to the payload it is of.
 
     A row whose status is "failed" has an empty caption, which counts as none, and says why. Without
-    settings it is tried again by the next run that wants it.
+    settings it is tried again by the next run that wants it. `raw` and `asked` let other clean-up
+    rules make the caption anew without asking again.
     """
     return pa.schema(
         [
@@ -151,6 +152,8 @@ def captions_schema() -> pa.Schema:
             _settings(),
             _field("status", pa.utf8(), range="ok | failed; null = ok"),
             _field("message", pa.utf8()),
+            _field("asked", pa.utf8(), unit="hex digest of all that decided the answer, unclean"),
+            _field("raw", pa.utf8(), range="the answer, unclean; null = the caption is it"),
         ]
     )
 

@@ -1,9 +1,8 @@
 """What others may write for us: captioners, scorers, embedders, shot detectors, keep rules.
 
 A recipe names one as `use = "package.module:Class"`; its other keys are the constructor's arguments.
-It is loaded and checked before Ray starts, and again in each worker. A constructor should be cheap:
-weights are loaded with the first call, for the driver constructs a stage too, to ask who it is.
-`ingest.conformance.check` tests the promises that no type says.
+It is loaded and checked before Ray starts, and again in each worker: a constructor should be cheap,
+and weights loaded with the first call. `ingest.conformance.check` tests what no type says.
 """
 
 import importlib
@@ -31,6 +30,10 @@ class NotAStage(ValueError):
     exit_code = 2
 
 
+class NotKnownHere(Exception):
+    """What would decide a clip's answer cannot be seen from here; what was said of it stays."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
     """A clip as a stage sees it: its frames (uint8 RGB THWC, those that the stage asked for) and facts.
@@ -56,11 +59,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreFact:
-    """What a score is: its name (a column of clips), unit, range, and which direction is better.
-
-    They are stored with each score. `direction` is "higher", "lower" or "middle": the sides on which
-    a bound makes sense.
-    """
+    """What a score is; name: a column of clips, direction: "higher", "lower" or "middle" is better."""
 
     name: str
     unit: str
@@ -73,9 +72,11 @@ class Needs:
     """How a stage wants to run; a stage without `needs` gets these defaults.
 
     `frames` are spread evenly over the clip ("all", or 0 for a stage that reads facts only).
-    A `costly` one is built once in each of as many actors as fit (at most `max_workers`, 0 = no
-    bound); else each batch is a task. `num_gpus` is for each actor, and 0 on a cluster without any.
-    With `embedding`, facts hold the clip's embedding. An `inline` one runs in the driver.
+    A `costly` one is built once in each of as many actors as fit (at most `max_workers`, 0 = all);
+    else each batch is a task. `num_gpus` is for each actor, and 0 on a cluster without any. With
+    `embedding`, facts hold that of the clip. A worker whose call (a batch) takes longer than
+    `call_timeout_s` is ended; the clips are tried one by one, and one that takes so long alone has
+    failed. An `inline` one runs in the driver, and nothing ends it.
     """
 
     frames: int | Literal["all"] = 8
@@ -87,11 +88,14 @@ class Needs:
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     memory_bytes: int = 0
+    call_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        """Check counts."""
-        if (self.frames != "all" and self.frames < 0) or self.batch_clips < 1:
-            raise ValueError('needs: frames at least 0 or "all", batch_clips at least 1')
+        """Check counts and the limit."""
+        few = (self.frames != "all" and self.frames < 0) or self.batch_clips < 1
+        if few or not self.call_timeout_s > 0:
+            words = 'frames at least 0 or "all", batch_clips at least 1, call_timeout_s more than 0'
+            raise ValueError(f"needs: {words}")
 
 
 @runtime_checkable
@@ -187,8 +191,7 @@ _METHODS: Mapping[Kind, Mapping[str, int]] = {
 def load(use: str, settings: Mapping[str, Any], kind: Kind) -> Any:
     """Return the stage that a recipe names, constructed with its keys and checked; raises NotAStage."""
     made = _constructed(use, _class(use), settings)
-    problem = problem_of(made, kind)
-    if problem:
+    if problem := problem_of(made, kind):
         raise NotAStage(f"use = {use!r}: {problem}")
     return made
 
@@ -251,8 +254,8 @@ def settings_digest(stage: Named, more: Mapping[str, Any] = NOTHING) -> str:
 def decided(stage: Any, facts: Mapping[str, Any]) -> str | None:
     """Return what of a clip's facts decides the answer (text beside it, say), None if it is to have none.
 
-    A stage tells by a method `decides(facts)`. It may raise LookupError: what would decide cannot be
-    seen from here, and everything stays as it is.
+    A stage tells by a method `decides(facts)`. It may raise NotKnownHere: everything stays as it is.
+    Whatever else it raises is the clip's failure.
     """
     tell = getattr(stage, "decides", None)
     return "" if tell is None else tell(facts)

@@ -10,7 +10,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ COMPACT_EVERY = (
     256  # versions; so that neither opening nor committing depends on how many there were
 )
 _KEY = "kinoray.key"
+PIECE_ROWS = 1 << 13
 # The library would drop logs after a month, and with them every tag that old.
 _FOR_EVER = {"delta.enableExpiredLogCleanup": "false"}
 
@@ -126,6 +127,14 @@ class Table:
         """Return all rows, or some of their columns."""
         # One thread: Arrow's readers, if still starting when a process ends, abort it (seen).
         return self.delta.to_pyarrow_dataset().to_table(columns=columns, use_threads=False)
+
+    def pieces(self, columns: list[str], where: Any) -> Iterator[pa.Table]:
+        """Yield some columns of the rows that meet an Arrow expression, piece by piece."""
+        stored = self.delta.to_pyarrow_dataset()
+        # Little ahead of the reader: vectors and texts of a large table do not fit into memory.
+        bounds = {"batch_size": PIECE_ROWS, "batch_readahead": 2, "fragment_readahead": 1}
+        for batch in stored.to_batches(columns=columns, filter=where, use_threads=False, **bounds):
+            yield pa.Table.from_batches([batch])
 
     def keys(self) -> set[str]:
         """Return the committed keys, as of the version last read; several columns join by a space."""

@@ -1,25 +1,28 @@
 """Annotate: kept clips -> captions, labels, scores, embeddings, by stages that read payloads and facts, never sources.
 
 Each pass looks for clips without a row of the wanted settings, and makes those only: a changed captioner captions again and
-decodes no source, a changed side file changes its own clips. What is finished is committed every second; a killed run goes on.
+decodes no source, a changed side file changes its own clips. A killed run goes on: it loses the batches that were being asked,
+and what waited to be committed (annotations.Writer: a second, longer for what takes the place of older rows).
 """
 
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from cluster import pool, resources, worker
-from ingest.stage import Failure, Needs, needs_of
+import pyarrow.compute as pc
+
+from ingest.restate import Key
+from ingest.stage import Failure
 from ingest.store import Dataset
 from pipelines.annotations import Writer
-from pipelines.annotator import Annotator, Answer, annotate_batch
-from pipelines.answers import rows_of
+from pipelines.annotator import Answer
+from pipelines.answers import Rows, rows_of
+from pipelines.asking import Asker
 from pipelines.context import Context
-from pipelines.due import Due, demote, due
+from pipelines.due import Due, demote, demote_clips, due, settled
 from pipelines.passes import Pass
 
 FAILURES_SHOWN = 5
@@ -46,8 +49,9 @@ class Teller(Protocol):
 class Annotated:
     """The one outcome of each clip in a pass: they add up to `clips`.
 
-    Made now; unchanged from earlier runs; failed; silent (there is nothing to say of it); skipped (an
-    earlier captioner has said something); left (the run was stopped). `rules` counts clean-up.
+    Made now, if only by cleaning an answer anew; unchanged from earlier runs; failed; silent (there is
+    nothing to say of it); skipped (an earlier captioner has said something); left (the run was
+    stopped). `rules` counts clean-up.
     """
 
     table: str
@@ -73,7 +77,9 @@ def annotate(
 ) -> list[Annotated]:
     """Run the passes in order over all kept clips, and tell each one's outcomes.
 
-    A clip that fails stays as it was, and is tried again by the next run unless the failure is final.
+    A clip that fails is tried again by the next run unless the failure is final, which captions and
+    scores keep. Either way older settings have no say any more: scores, labels and embeddings that
+    they gave go, a caption goes with a final failure, and else stands behind all others.
     Raises what makes every clip fail (a refused key, an endpoint that is down), after committing what is
     finished; tables.NotOurs, StorageError.
     """
@@ -96,109 +102,98 @@ class _Round:
     def __init__(
         self, dataset: Dataset, one: Pass, context: Context, recorder: Teller, max_attempts: int
     ) -> None:
-        self._dataset, self._pass, self._context = dataset, one, context
-        self._recorder, self._max_attempts = recorder, max_attempts
-        self._needs = needs_of(one.stage)
+        self._dataset, self._pass, self._recorder = dataset, one, recorder
+        app_id = f"annotate/{one.table}/{one.producer}"
+        self._writer = Writer(dataset, one.table, app_id=app_id)
+        self._asker = Asker(
+            one,
+            dataset.root,
+            context,
+            max_attempts=max_attempts,
+            meanwhile=self._writer.commit_due,
+        )
         self._counts: Counter[str] = Counter()
         self._rules: Counter[str] = Counter()
-        self._cpu_s, self._done = 0.0, 0
+        self._done = 0
         self._examples: list[str] = []
+        self._outdated: set[str] = set()
 
     def run(self, spoken: set[str]) -> Annotated:
         """Do what is due; `spoken` are the clips with a caption of the chain, and grows."""
         self._dataset.refresh()
         one = self._pass
         found = due(self._dataset, one, skip=spoken if one.chained else frozenset())
-        if one.chained:
-            spoken |= found.spoken
         self._counts.update(found.counts)
-        writer = Writer(self._dataset, one.table, app_id=f"annotate/{one.table}/{one.producer}")
         try:
-            for rows, held in found.settled:
-                writer.add(rows, held)
+            self._settle(found)
             if len(found):
-                self._work(found, writer, spoken)
+                self._work(found)
         except BaseException:
             with contextlib.suppress(OSError):  # the failure itself is the news
-                writer.flush()
+                self._finish()
             raise
-        writer.flush()
+        self._finish()
+        if one.chained:
+            spoken |= found.spoken
         return self._told(found)
 
-    def _work(self, found: Due, writer: Writer, spoken: set[str]) -> None:
+    def _finish(self) -> None:
+        self._writer.flush()
+        demote_clips(self._dataset, self._pass, self._outdated)
+
+    def _settle(self, found: Due) -> None:
+        """Do what needs no stage: rows that hold no more, other ranks, other clean-up."""
+        for key in found.gone:
+            self._writer.add((), {key})
+        for key, rows in settled(self._dataset, self._pass, found):
+            if key in found.anew:
+                self._take(found, key[0], rows, {key})
+            else:
+                self._writer.add(rows.rows, {key})
+            self._writer.commit_due()
+        for index, failure in found.failures:
+            facts = found.facts(index)
+            self._take(found, facts["clip_id"], Rows(failure=failure), found.held.get(index, set()))
+
+    def _work(self, found: Due) -> None:
         stage = f"annotate: {self._pass.producer}"
         self._recorder.stage(f"{self._pass.producer}: {len(found)} of {found.clips} clips to do")
         told_s = 0.0
-        for index, answer in self._answers(found):
-            facts = found.facts(index)
-            rows = rows_of(self._pass, facts, found.wanted[index], answer)
-            self._rules.update(rows.rules)
-            held = found.held.get(index, set())
-            if rows.failure is None:
-                writer.add(rows.rows, held)
-                self._counts["made"] += 1
-                if self._pass.chained:
-                    spoken.add(facts["clip_id"])
-            else:
-                self._failed(facts, rows.failure)
-                if not held:  # what was said before stays: a failure takes nothing away
-                    writer.add(rows.rows, held)
-            self._done += 1
-            writer.commit_due()
+        for batch in self._asker.answers(found):
+            for index, answer in batch:
+                self._answered(found, index, answer)
+            self._done += len(batch)
             if self._done == len(found) or time.monotonic() - told_s >= TELL_EVERY_S:
                 told_s = time.monotonic()
                 self._recorder.progress(self._done, len(found), stage=stage)
 
-    def _failed(self, facts: Mapping[str, Any], failure: Failure) -> None:
+    def _answered(self, found: Due, index: int, answer: Answer) -> None:
+        facts = found.facts(index)
+        rows = rows_of(self._pass, facts, found.wanted[index], answer)
+        self._take(found, facts["clip_id"], rows, found.held.get(index, set()))
+
+    def _take(self, found: Due, clip_id: str, rows: Rows, held: set[Key]) -> None:
+        """Write what a clip got in place of what it had."""
+        self._rules.update(rows.rules)
+        failure = rows.failure
+        if failure is None:
+            self._counts["made"] += 1
+            found.spoken.add(clip_id)
+        else:
+            self._failed(found, clip_id, failure)
+        passing = failure is not None and not failure.final
+        if passing and held and self._pass.table == "captions":
+            self._outdated.add(clip_id)  # words may have cost money: they stay, behind all others
+        else:
+            self._writer.add(rows.rows, held)
+
+    def _failed(self, found: Due, clip_id: str, failure: Failure) -> None:
         self._counts["failed"] += 1
         if len(self._examples) < FAILURES_SHOWN:
+            clip = found.table.filter(pc.field("clip_id") == pc.scalar(clip_id))
+            uri = clip.column("source_uri")[0].as_py()
             why = f"{failure.error_class}: {failure.message}"
-            self._examples.append(f"{facts['source_uri']} {facts['clip_id'][:12]}: {why}")
-
-    def _answers(self, found: Due) -> Iterator[tuple[int, Answer]]:
-        """Yield each clip's answer; a batch that fails is taken apart, so that one clip costs only itself."""
-        size = self._needs.batch_clips
-        batches = [found.order[start : start + size] for start in range(0, len(found), size)]
-        alone: list[Sequence[int]] = []
-        for batch, outcome in self._outcomes(found, batches, attempts=1):
-            if outcome.failure is None:
-                yield from zip(batch, outcome.value, strict=True)
-            else:
-                alone += [[index] for index in batch]
-        if alone:
-            for (index,), outcome in self._outcomes(found, alone, attempts=self._max_attempts):
-                yield index, outcome.value[0] if outcome.failure is None else _as_failure(outcome)
-
-    def _outcomes(
-        self, found: Due, batches: Sequence[Sequence[int]], *, attempts: int
-    ) -> Iterator[tuple[Sequence[int], pool.Outcome]]:
-        units = (
-            pool.Unit(key=str(number), payload=[found.facts(index) for index in batch])
-            for number, batch in enumerate(batches)
-        )
-        for outcome in self._run(units, len(batches), attempts):
-            self._cpu_s += outcome.cpu_s
-            yield batches[int(outcome.key)], outcome
-
-    def _run(
-        self, units: Iterator[pool.Unit], num_units: int, attempts: int
-    ) -> Iterator[pool.Outcome]:
-        needs, stop = self._needs, self._context.stop
-        make, root = self._pass.make, self._dataset.root
-        if needs.inline:
-            yield from _here(Annotator(make, root), units, stop)
-            return
-        self._context.start_cluster()
-        config = _pool(needs, attempts)
-        if needs.costly:
-            most = resources.most_workers(config.need)
-            num_actors = max(1, min(most, needs.max_workers or most, num_units))
-            yield from pool.run_actors(
-                Annotator, (make, root), units, num_actors=num_actors, config=config, stop=stop
-            )
-            return
-        work = partial(annotate_batch, make=make, root=root)
-        yield from pool.run_tasks(work, units, config=config, stop=stop)
+            self._examples.append(f"{uri} {clip_id[:12]}: {why}")
 
     def _told(self, found: Due) -> Annotated:
         one, counts = self._pass, self._counts
@@ -212,46 +207,7 @@ class _Round:
             producer=one.producer,
             clips=found.clips,
             left=len(found) - self._done,
-            cpu_s=round(self._cpu_s, 3),
+            cpu_s=round(self._asker.cpu_s, 3),
             rules=dict(sorted(self._rules.items())),
             **{name: counts[name] for name in ("made", "unchanged", "failed", "silent", "skipped")},
         )
-
-
-def _pool(needs: Needs, attempts: int) -> pool.Pool:
-    has_gpus = any(node.num_gpus for node in resources.nodes())
-    return pool.Pool(
-        max_attempts=attempts,
-        num_cpus=needs.num_cpus,
-        num_gpus=needs.num_gpus if has_gpus else 0.0,
-        memory_bytes=needs.memory_bytes,
-    )
-
-
-def _here(
-    work: Callable[[Any], Any], units: Iterator[pool.Unit], stop: pool.Stop
-) -> Iterator[pool.Outcome]:
-    """Do in this process what the pool does in others: an attempt a unit."""
-    for unit in units:
-        if stop.requested:
-            return
-        report = worker.call(work, unit.payload)
-        if report.fatal is not None:
-            raise report.fatal
-        yield pool.Outcome(
-            key=unit.key,
-            value=report.value,
-            failure=report.failure,
-            attempts=1,
-            wall_s=report.wall_s,
-            cpu_s=report.cpu_s,
-            worker=report.worker,
-            max_rss_bytes=report.max_rss_bytes,
-        )
-
-
-def _as_failure(outcome: pool.Outcome) -> Failure:
-    failure = outcome.failure
-    if failure is None:
-        raise ValueError("the outcome is no failure")
-    return Failure(error_class=failure.error_class, message=failure.message)

@@ -11,12 +11,17 @@ from ingest.schema import ANNOTATIONS
 from ingest.store import Dataset
 
 COMMIT_EVERY_S = 1.0
-# Replacing rewrites the files that hold the old rows; it may take this share of the time.
-REWRITE_SHARE = 0.1
+# Replacing rewrites the files that hold the old rows: it takes at most this share of the time, but for tables so large
+# that rows would then wait longer than MOST_WAIT_S.
+REWRITE_SHARE = 0.25
+MOST_WAIT_S = 20.0
 
 
 class Writer:
-    """Collects rows of one annotation and commits what is finished, new rows every second."""
+    """Collects rows of one annotation and commits what is finished when `commit_due` is called.
+
+    New rows wait for COMMIT_EVERY_S, rows in place of older ones up to MOST_WAIT_S; a kill loses what waits.
+    """
 
     def __init__(self, dataset: Dataset, name: str, *, app_id: str) -> None:
         self._dataset, self._name, self._app_id = dataset, name, app_id
@@ -39,7 +44,7 @@ class Writer:
         now_s = time.monotonic()
         if self._new and now_s - self._appended_s >= COMMIT_EVERY_S:
             self._append()
-        pause_s = max(COMMIT_EVERY_S, self._rewrite_cost_s / REWRITE_SHARE)
+        pause_s = max(COMMIT_EVERY_S, min(self._rewrite_cost_s / REWRITE_SHARE, MOST_WAIT_S))
         if (self._changed or self._gone) and now_s - self._rewrote_s >= pause_s:
             self._rewrite()
 

@@ -1,7 +1,9 @@
 """One batch of clips through a stage: read payloads, decode the wanted frames, ask, and check the answers."""
 
+import faulthandler
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +19,8 @@ Facts = Mapping[str, Any]
 # Text, scores by name, or a vector of float16 as bytes; or why there is none.
 Answer = str | dict[str, float | None] | bytes | Failure
 NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
+STDERR = 2
+LONGEST_S = 1e6  # the watchdog counts no further
 
 
 class BadAnswers(RuntimeError):
@@ -28,18 +32,20 @@ class BadAnswers(RuntimeError):
 class Annotator:
     """A stage at work; called with the facts of a batch of clips, it returns an answer for each.
 
-    A clip whose payload cannot be read gets a Failure. What the stage raises passes through.
+    A clip whose payload cannot be read gets a Failure. What the stage raises passes through. This
+    process is ended when the stage takes longer than `call_timeout_s` (0 = as long as it likes).
     """
 
-    def __init__(self, make: Callable[[], Any], root: Root) -> None:
-        self._stage, self._root = make(), root
+    def __init__(self, make: Callable[[], Any], root: Root, call_timeout_s: float = 0.0) -> None:
+        self._stage, self._root, self._timeout_s = make(), root, call_timeout_s
 
     def __call__(self, batch: Sequence[Facts]) -> list[Answer]:
         """Return an answer for each clip; raises BadAnswers."""
         needs = needs_of(self._stage)
         looked = [self._seen(facts, needs) for facts in batch]
         seen = [clip for clip in looked if isinstance(clip, Seen)]
-        answers = list(self._stage(seen)) if seen else []
+        with _ended_after(self._timeout_s):
+            answers = list(self._stage(seen)) if seen else []
         if len(answers) != len(seen):
             raise BadAnswers(f"{self._stage.name}: {len(answers)} answers for {len(seen)} clips")
         told = iter(answers)
@@ -54,9 +60,25 @@ class Annotator:
         return Seen(clip_id=facts["clip_id"], frames_THWC=frames_THWC, fps=float(fps), facts=facts)
 
 
-def annotate_batch(batch: Sequence[Facts], *, make: Callable[[], Any], root: Root) -> list[Answer]:
+def annotate_batch(
+    batch: Sequence[Facts], *, make: Callable[[], Any], root: Root, call_timeout_s: float
+) -> list[Answer]:
     """Do what an Annotator does, once."""
-    return Annotator(make, root)(batch)
+    return Annotator(make, root, call_timeout_s)(batch)
+
+
+@contextmanager
+def _ended_after(limit_s: float) -> Iterator[None]:
+    """End this process, with the stacks of its threads on stderr, unless left within the limit."""
+    if not limit_s:
+        yield
+        return
+    # Not a thread or signal of Python's: a stage may hang in native code, holding the interpreter's lock.
+    faulthandler.dump_traceback_later(min(limit_s, LONGEST_S), exit=True, file=STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def frames_of(root: Root, facts: Facts, needs: Needs) -> np.ndarray:

@@ -43,8 +43,6 @@ FIRST_WAIT_S = 0.5
 SAID_CHARS = 300
 TIMEOUTS = 2  # so often a request is sent that gets no reply in time
 SILENT_CLIPS = 2
-# Rounds of requests in a batch: more keep the endpoint busier, and an end that is asked for waits for all of them.
-ROUNDS = 2
 
 
 class EndpointRefused(RuntimeError):
@@ -84,9 +82,10 @@ class Endpoint:
         self._dead: EndpointRefused | None = None
         self.needs = Needs(
             frames=config.frames,
-            batch_clips=ROUNDS * config.concurrency,
+            batch_clips=config.concurrency,  # what a kill loses has been paid for
             costly=True,
             max_workers=1,
+            call_timeout_s=_longest_s(config),
         )
         self._line: Line | None = None  # made in the worker, for a lock does not travel there
 
@@ -231,6 +230,14 @@ class Endpoint:
             "temperature": config.temperature,
         }
         return json.dumps(asked).encode()
+
+
+def _longest_s(config: OpenAI) -> float:
+    """Return how long one call may take: each clip with all its attempts and pauses, and each in its turn."""
+    each_s = config.attempts * (config.timeout_s + 2 * config.max_wait_s)
+    rate = config.requests_a_minute
+    turns_s = config.attempts * config.concurrency * 60 / rate if rate else 0.0
+    return 60 + each_s + turns_s
 
 
 def _jpeg(frame_HWC: np.ndarray, longest_px: int, quality: int) -> str:

@@ -3,7 +3,8 @@ from dataclasses import fields, replace
 import pytest
 
 from ingest.keep import RULES, Bound, Keep, own_rules
-from ingest.stage import NotAStage
+from ingest.stage import NotAStage, Objection
+from tests.ingest.stages_made import NotStill
 
 MADE = "tests.ingest.stages_made"
 
@@ -88,6 +89,21 @@ def test_a_bound_that_cannot_be_meant(bounds, said):
         Keep(bounds=tuple(Bound(**one) for one in bounds))
 
 
+class Truths(NotStill):
+    def __call__(self, rows):
+        return [row["motion"] is None for row in rows]
+
+
+class Comparing(NotStill):
+    def __call__(self, rows):
+        return [Objection() if row["motion"] < 0.1 else None for row in rows]
+
+
+class Forgetful(NotStill):
+    def __call__(self, rows):
+        return [None for _ in rows[1:]]
+
+
 def test_own_rules_are_loaded_and_have_names_of_their_own():
     own = own_rules(Keep(own=({"use": f"{MADE}:NotStill"},)))
     assert [rule.name for rule in own] == ["not_still"]
@@ -96,5 +112,12 @@ def test_own_rules_are_loaded_and_have_names_of_their_own():
     for table in ({"use": f"{MADE}:Jumps"}, {"use": f"{MADE}:NotStill", "level": 1}):
         with pytest.raises(NotAStage, match="use = "):
             own_rules(Keep(own=(table,)))
+    for name, words in (
+        ("Truths", "use = .*answers with bool; .*Objection"),
+        ("Comparing", "asked of scores None, .* it raises TypeError"),
+        ("Forgetful", "3 answers for 4 clips"),
+    ):
+        with pytest.raises(NotAStage, match=words):
+            own_rules(Keep(own=({"use": f"{__name__}:{name}"},)))
     with pytest.raises(NotAStage, match="there is a rule 'not_still' already"):
         own_rules(Keep(own=({"use": f"{MADE}:NotStill"},) * 2))

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -156,6 +156,22 @@ def test_clean_up_can_refuse_and_the_next_is_asked(place):
     failed = [row for row in dataset.captions().to_pylist() if row["status"] == "failed"]
     assert {row["message"] for row in failed} == {"Unclean: clean-up refused it: language"}
     assert run(dataset, Captions(captioners=("sidecar",)))["sidecar/v1"].made == 2
+
+
+@pytest.mark.parametrize("by", ["new rules", "a new text"])
+def test_what_is_refused_later_is_the_caption_no_more(place, by):
+    videos, dataset = place
+    both = Captions(captioners=("sidecar", "name"))
+    strict = replace(both, clean=Clean(scripts=("latin",)))
+    before, text = (both, "две собаки") if by == "new rules" else (strict, "dogs")
+    (videos / "red car 1.txt").write_text(text)
+    assert run(dataset, before)["sidecar/v1"].made == 2
+    assert said(dataset)[2] == (text, "sidecar")
+    (videos / "red car 1.txt").write_text("две собаки")
+    assert run(dataset, strict)["sidecar/v1"].failed == 2
+    assert said(dataset)[2] == ("red car", "name")
+    again = run(dataset, strict)
+    assert (again["sidecar/v1"].failed, again["sidecar/v1"].rules) == (2, {})  # not tried again
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,14 @@ def test_scores_come_from_stored_embeddings(dataset, weights, head):
     assert made == {"open_clip": 0, "manifest": 0, "sidecar": 1, "name": 0, "text_match": 1, "aesthetic": 0}  # fmt: skip
 
 
+def test_other_embeddings_give_other_tags(dataset, weights, tmp_path):
+    (tmp_path / "words").write_text("a dog\na car\nthe sea\n")
+    captions = Captions(captioners=("tags",), tags=Tags(vocabulary=tmp_path / "words"))
+    for frames, made in ((4, NUM), (4, 0), (2, NUM)):
+        told = run(dataset, captions, Scorers(weights=weights, frames=frames), here=True)
+        assert (told["open_clip"].made, told["tags"].made) == (made, made)
+
+
 def test_recipes_that_cannot_be(weights, tmp_path):
     captions = Captions(captioners=("coca",), coca=Coca())
     with pytest.raises(NotAStage, match="CoCa model"):
