@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 
 from ingest import frames
@@ -59,16 +60,17 @@ def check_unchanged(source: Source) -> None:
         raise SourceError("read", "Changed", "the file changed after it was listed")
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Source, *, max_bytes: float = inf) -> str:
     """Return the hex sha256 of a source, or "" when it cannot be read; its fate will say why.
 
-    A member of a tar has the hash of its own bytes, a folder of frames one made of theirs and of
-    its rate. Raises StorageError when an object store is out of reach: no fault of the source.
+    One of more than `max_bytes` is not read at all, for it can only fail of that. A member of a tar
+    has the hash of its own bytes, a folder of frames one made of theirs and of its rate. Raises
+    StorageError when an object store is out of reach: no fault of the source.
     """
     try:
         if source.frames_fps is not None:
             listed = _frames(source)
-            frames.check(listed, source.bytes)
+            frames.check(listed, min(source.bytes, max_bytes))
             hashes = [_sha256(frames.chunks(source, frame)) for frame in listed]
             return frames.sha256(hashes, source.frames_fps)
         if source.member is not None and source.member.problem is not None:
@@ -76,6 +78,8 @@ def fingerprint(source: Source) -> str:
         place = _place(source)
         facts = place.facts()
         size = facts.bytes if source.member is None else source.bytes
+        if size > max_bytes:
+            return ""
         return _sha256(place.chunks(_offset(source), size, source.etag))
     except SourceError:
         return ""

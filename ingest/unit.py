@@ -37,6 +37,7 @@ from ingest.streams import Part, VideoInfo
 
 SCRATCH = Path(tempfile.gettempdir()) / "kinoray-scratch"
 LEAST_BYTES_PER_S = 4000  # of a video that is worth cutting into parts
+PASSING = frozenset(("Timeout", "Stalled"))  # what may go better the next time
 SEEK_MARGIN_S = 2.0  # some containers tell the time of a keyframe a little late
 
 
@@ -64,9 +65,11 @@ class Named:
 def name_source(source: Source, *, prep: Prep, scratch: Path = SCRATCH) -> Named:
     """Read a source to know who it is, and into how many parts it is cut.
 
-    Raises StorageError when the scratch folder is full or a store out of reach.
+    Raises SourceError when that could not be found out this time, and StorageError when the scratch
+    folder is full or a store out of reach.
     """
-    return Named(sha256=fingerprint(source), num_parts=_num_parts(source, prep, scratch))
+    sha256 = fingerprint(source, max_bytes=prep.max_source_bytes)
+    return Named(sha256=sha256, num_parts=_num_parts(source, prep, scratch) if sha256 else 1)
 
 
 def _num_parts(source: Source, prep: Prep, scratch: Path) -> int:
@@ -78,7 +81,10 @@ def _num_parts(source: Source, prep: Prep, scratch: Path) -> int:
             if prep.contract.is_still and demuxer_of(copy.path):
                 return 1
             duration_s = ffmpeg.probe(copy.path, replace(prep, contract=Contract())).duration_s
-    except SourceError:
+    except SourceError as error:
+        # The parts have a say in the ids of units: a busy machine must not change them.
+        if error.stage != "probe" or error.error_class in PASSING:
+            raise
         return 1
     return num_parts(source.bytes, duration_s, prep)
 
@@ -93,7 +99,7 @@ def units_of(source: Source, named: Named, *, prep: Prep) -> list[Unit]:
     """Return the units of work of a source: one, or one for each part of a long one."""
     return [
         Unit(
-            unit_id=_unit_id(source.uri, named, prep, index),
+            unit_id=_unit_id(source.key, named, prep, index),
             source=source,
             source_sha256=named.sha256,
             index=index,
@@ -103,16 +109,17 @@ def units_of(source: Source, named: Named, *, prep: Prep) -> list[Unit]:
     ]
 
 
-def _unit_id(uri: str, named: Named, prep: Prep, index: int) -> str:
+def _unit_id(key: str, named: Named, prep: Prep, index: int) -> str:
     """Return the hex id of some work; equal source and preparation give an equal id."""
-    whole = {"uri": os.fsencode(uri).hex(), "sha": named.sha256, "prep": prep.digest()}
+    whole = {"uri": os.fsencode(key).hex(), "sha": named.sha256, "prep": prep.digest()}
     part = {"part": [index, named.num_parts]} if named.num_parts > 1 else {}
     return digest_of(whole | part)
 
 
 def plan_unit(source: Source, *, prep: Prep) -> Unit:
     """Return the unit of a source that is to be worked on as a whole; hashes the file."""
-    return units_of(source, Named(sha256=fingerprint(source), num_parts=1), prep=prep)[0]
+    sha256 = fingerprint(source, max_bytes=prep.max_source_bytes)
+    return units_of(source, Named(sha256=sha256, num_parts=1), prep=prep)[0]
 
 
 def curate_unit(
@@ -154,6 +161,8 @@ def _run(work: OnePass, root: Root | Path | str, scratch: Path) -> Fate:
         return PURGED
     with local(unit.source, scratch, max_bytes=prep.max_source_bytes) as copy:
         check_unchanged(unit.source)
+        if not unit.source_sha256:  # clips of who knows what would come again under its name
+            raise SourceError("hash", "Unnamed", "it could not be read when it was to be named")
         picture = demuxer_of(copy.path) if prep.contract.is_still and not copy.frames_fps else ""
         info = ffmpeg.probe(copy.path, prep, picture, frames_fps=copy.frames_fps)
         if prep.crop_bars and not picture:

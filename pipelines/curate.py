@@ -169,8 +169,8 @@ class _Work:
         """Name each source by its content; hashing is a full read, so it is spread over the cluster."""
         self.context.start_cluster()
         named: dict[str, Named] = {}
-        by_uri = {source.uri: source for source in sources}
-        work = (pool.Unit(key=uri, payload=source) for uri, source in by_uri.items())
+        by_key = {source.key: source for source in sources}
+        work = (pool.Unit(key=key, payload=source) for key, source in by_key.items())
         for outcome in self._pooled(
             partial(name_source, prep=self._own.prep, scratch=self._scratch), work
         ):
@@ -179,9 +179,9 @@ class _Work:
         # Interrupted while hashing: only the named ones are units, the rest is found again by the next run.
         return [
             unit
-            for uri, source in by_uri.items()
-            if uri in named
-            for unit in units_of(source, named[uri], prep=self._own.prep)
+            for key, source in by_key.items()
+            if key in named
+            for unit in units_of(source, named[key], prep=self._own.prep)
         ]
 
     def give_fates(self, units: Sequence[Unit]) -> None:

@@ -68,7 +68,7 @@ def summed(
         dataset=out,
         version=dataset.version,
         digest=dataset.digest(),
-        sources=len({unit.source.uri for unit in units}),
+        sources=len({unit.source.key for unit in units}),
         sources_rejected=_rejected_whole(rows),
         clips_kept=fates["clip", "kept"],
         clips_rejected=fates["clip", "rejected"],

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingest.clip import Prep, digest_of
 from ingest.objects import Root
 from ingest.sources import (
     Layout,
@@ -22,6 +24,7 @@ from ingest.sources import (
     sha256_file,
 )
 from ingest.tars import TarPart
+from ingest.unit import plan_unit
 
 LIMIT = 1 << 30
 PLAIN = [
@@ -283,3 +286,40 @@ def test_headers_that_want_all_memory(tmp_path):
     (tmp_path / "bomb.tar").write_bytes(entry.tobuf() + bytes(2048))
     [source] = list_sources([str(tmp_path / "bomb.tar")])
     assert problem(source) == "BadTar"
+
+
+def test_a_file_that_is_called_like_a_member_is_another_source(tmp_path, curate):
+    write(tmp_path / "a.tar", [("b.mp4", b"member"), ("b.tar#c.mp4", b"deep")])
+    write(tmp_path / "a.tar#b.tar", [("c.mp4", b"other")])
+    (tmp_path / "a.tar#b.mp4").write_bytes(b"a file")
+    found = list_sources([str(tmp_path)])
+    uris = [f"{tmp_path}/a.tar#{name}" for name in ("b.mp4", "b.mp4", "b.tar#c.mp4", "b.tar#c.mp4")]
+    assert [source.uri for source in found] == uris
+    content = {(source.member.tar if source.member else ""): "" for source in found}
+    assert len(content) == 3
+    assert len({source.key for source in found}) == len({s.printable_uri for s in found}) == 4
+    assert len({plan_unit(source, prep=Prep()).unit_id for source in found}) == 4
+    assert len({fingerprint(source) for source in found}) == 4
+    fates = [curate(source, tmp_path / "out").rows.to_pylist()[0] for source in found]
+    assert len({(row["source_uri"], row["source_bytes"], row["fate"]) for row in fates}) == 4
+
+
+def test_other_sources_have_the_names_that_they_had(tmp_path):
+    """What ledgers know of them by."""
+    write(tmp_path / "a.tar", [("b.mp4", b"member")])
+    (tmp_path / "c.mp4").write_bytes(b"a file")
+    (tmp_path / "d#e.mp4").write_bytes(b"a file")
+    for source in list_sources([str(tmp_path)]):
+        assert source.key == source.printable_uri == source.uri
+        whole = {"uri": os.fsencode(source.uri).hex(), "sha": fingerprint(source)}
+        unit = plan_unit(source, prep=Prep())
+        assert unit.unit_id == digest_of(whole | {"prep": Prep().digest()})
+
+
+def test_words_on_a_member_find_it(tmp_path):
+    write(tmp_path / "a.tar", [("b.mp4", b"member")])
+    (tmp_path / "m.csv").write_text("video,caption\na.tar#b.mp4,a dog\n")
+    for order in (["a.tar", "m.csv"], ["m.csv", "a.tar"]):
+        [source] = list_sources([str(tmp_path / name) for name in order])
+        assert source.member
+        assert source.said.captions == (Spoken(text="a dog"),)
