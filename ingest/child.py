@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from functools import cache
+from typing import IO
 
 import imageio_ffmpeg
 
@@ -17,6 +18,7 @@ from ingest.sources import SourceError
 GLOBAL = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "repeat+level+info")
 PROBE_TIMEOUT_S = 120.0
 PIPE_BYTES = 1 << 20
+END_BYTES = 1 << 18
 
 
 @cache
@@ -57,12 +59,24 @@ def start(command: list[str], prep: Prep) -> "subprocess.Popen[bytes]":
     return child
 
 
-def ask(command: list[str], prep: Prep) -> tuple[bytes, bytes]:
-    """Run ffmpeg and return its output and its log; raises SourceError when it takes too long."""
+def ask(command: list[str], prep: Prep, *, max_bytes: int = 2 * END_BYTES) -> tuple[bytes, bytes]:
+    """Run ffmpeg and return its output and its log; raises SourceError when it takes too long.
+
+    Of the output the first `max_bytes` are kept, of the log its two ends, of END_BYTES each: a file
+    can make ffmpeg say many times its size.
+    """
     limit_s = min(PROBE_TIMEOUT_S, prep.decode_timeout_s)
+    out, log = _Drain(max_bytes, 0), _Drain(END_BYTES, END_BYTES)
     with start(command, prep) as child:
+        threads = [
+            threading.Thread(target=drain.read, args=(pipe,), daemon=True)
+            for drain, pipe in zip((out, log), (child.stdout, child.stderr), strict=True)
+            if pipe
+        ]
+        for thread in threads:
+            thread.start()
         try:
-            return child.communicate(timeout=limit_s)
+            child.wait(timeout=limit_s)
         except subprocess.TimeoutExpired as slow:
             why = f"no first frame within {limit_s:g} s"
             if limit_s < PROBE_TIMEOUT_S:
@@ -70,6 +84,30 @@ def ask(command: list[str], prep: Prep) -> tuple[bytes, bytes]:
             raise SourceError("probe", "Timeout", why) from slow
         finally:
             child.kill()
+            for thread in threads:
+                thread.join()
+    return out.kept, log.kept
+
+
+class _Drain:
+    """Reads a pipe to its end, so that its writer never waits, and keeps so much of both ends."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self._first, self._last = first, last
+        self._head, self._tail = bytearray(), bytearray()
+
+    def read(self, pipe: IO[bytes]) -> None:
+        while piece := os.read(pipe.fileno(), PIPE_BYTES):
+            room = self._first - len(self._head)
+            self._head += piece[:room]
+            self._tail += piece[room:]
+            if len(self._tail) > self._last:
+                del self._tail[: len(self._tail) - self._last]
+
+    @property
+    def kept(self) -> bytes:
+        """The first bytes, and then the last."""
+        return b"".join((self._head, self._tail))
 
 
 def widen(pipe: int) -> None:

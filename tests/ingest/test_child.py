@@ -6,11 +6,16 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest import child
+from ingest.clip import Prep
+from ingest.sources import SourceError
 
 DATA = os.urandom(1 << 16) * 80  # more than any pipe holds
 
@@ -48,3 +53,50 @@ def test_one_that_cannot_be_started_leaves_no_pipe_open():
     with pytest.raises(FileNotFoundError):
         child.feed(["/no/such/ffmpeg"], DATA, pass_fds=(), limit_s=2)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_of_a_long_log_the_ends_are_kept_and_of_the_output_the_beginning():
+    """64 MiB of each, and neither fills memory."""
+    code = (
+        "import sys\nfor name in ('stdout', 'stderr'):\n  pipe = getattr(sys, name).buffer\n"
+        "  pipe.write(b'begin')\n  for _ in range(64): pipe.write(bytes(1 << 20))\n  pipe.write(b'end')"
+    )
+    tracemalloc.start()
+    try:
+        out, log = child.ask(python(code), Prep(), max_bytes=100)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert out == b"begin" + bytes(95)
+    assert len(log) == 2 * child.END_BYTES
+    assert log.startswith(b"begin\0")
+    assert log.endswith(b"\0end")
+    assert peak < 8 << 20
+
+
+@given(
+    st.lists(st.binary(max_size=20), max_size=12),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+def test_ends_of_pieces_of_any_size(pieces, first, last):
+    source, sink = os.pipe()
+    drain, whole = child._Drain(first, last), b"".join(pieces)
+    with open(source, "rb") as pipe:  # noqa: PTH123
+        os.write(sink, whole)
+        os.close(sink)
+        drain.read(pipe)
+    rest = whole[first:]
+    assert drain.kept == whole[:first] + rest[max(0, len(rest) - last) :]
+
+
+def test_a_short_log_is_whole_and_a_child_that_hangs_is_ended(tmp_path):
+    both = "import sys; print('out'); print('log', file=sys.stderr)"
+    assert child.ask(python(both), Prep()) == (b"out\n", b"log\n")
+    threads = threading.active_count()
+    code = f"import os, time; open(r'{tmp_path}/pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    with pytest.raises(SourceError, match="Timeout"):
+        child.ask(python(code), Prep(decode_timeout_s=1.0))
+    assert threading.active_count() == threads
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
