@@ -18,7 +18,7 @@ from ingest.sources import SourceError
 GLOBAL = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "repeat+level+info")
 PROBE_TIMEOUT_S = 120.0
 PIPE_BYTES = 1 << 20
-END_BYTES = 1 << 18
+END_BYTES, LINE_BYTES = 1 << 18, 1 << 16
 
 
 @cache
@@ -62,11 +62,12 @@ def start(command: list[str], prep: Prep) -> "subprocess.Popen[bytes]":
 def ask(command: list[str], prep: Prep, *, max_bytes: int = 2 * END_BYTES) -> tuple[bytes, bytes]:
     """Run ffmpeg and return its output and its log; raises SourceError when it takes too long.
 
-    Of the output the first `max_bytes` are kept, of the log its two ends, of END_BYTES each: a file
-    can make ffmpeg say many times its size.
+    Of the output the first `max_bytes` are kept. Of a long log it is both ends, and what is between
+    that is no complaint (the streams are told after the first): a file can make ffmpeg say many
+    times its size.
     """
     limit_s = min(PROBE_TIMEOUT_S, prep.decode_timeout_s)
-    out, log = _Drain(max_bytes, 0), _Drain(END_BYTES, END_BYTES)
+    out, log = _Output(max_bytes), _Log()
     with start(command, prep) as child:
         threads = [
             threading.Thread(target=drain.read, args=(pipe,), daemon=True)
@@ -89,25 +90,41 @@ def ask(command: list[str], prep: Prep, *, max_bytes: int = 2 * END_BYTES) -> tu
     return out.kept, log.kept
 
 
-class _Drain:
-    """Reads a pipe to its end, so that its writer never waits, and keeps so much of both ends."""
+class _Output:
+    """Reads a pipe to its end, so that its writer never waits, and keeps how it begins."""
 
-    def __init__(self, first: int, last: int) -> None:
-        self._first, self._last = first, last
-        self._head, self._tail = bytearray(), bytearray()
+    def __init__(self, most: int) -> None:
+        self._most, self._begin = most, bytearray()
 
     def read(self, pipe: IO[bytes]) -> None:
         while piece := os.read(pipe.fileno(), PIPE_BYTES):
-            room = self._first - len(self._head)
-            self._head += piece[:room]
-            self._tail += piece[room:]
-            if len(self._tail) > self._last:
-                del self._tail[: len(self._tail) - self._last]
+            self._begin += piece[: self._most - len(self._begin)]
 
     @property
     def kept(self) -> bytes:
-        """The first bytes, and then the last."""
-        return b"".join((self._head, self._tail))
+        return bytes(self._begin)
+
+
+class _Log:
+    """Reads a log to its end and keeps so much of it that it never fills memory."""
+
+    def __init__(self) -> None:
+        self._begin, self._facts, self._end = bytearray(), bytearray(), bytearray()
+
+    def read(self, pipe: IO[bytes]) -> None:
+        while line := pipe.readline(LINE_BYTES):
+            if len(self._begin) < END_BYTES:
+                self._begin += line
+            elif b"[info]" in line and len(self._facts) < END_BYTES:
+                self._facts += line
+            else:
+                self._end += line
+                if len(self._end) > 2 * END_BYTES:
+                    del self._end[:-END_BYTES]
+
+    @property
+    def kept(self) -> bytes:
+        return b"".join((self._begin, self._facts, self._end[-END_BYTES:]))
 
 
 def widen(pipe: int) -> None:

@@ -10,10 +10,8 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ingest import child
+from ingest import child, ffmpeg
 from ingest.clip import Prep
 from ingest.sources import SourceError
 
@@ -55,39 +53,41 @@ def test_one_that_cannot_be_started_leaves_no_pipe_open():
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_of_a_long_log_the_ends_are_kept_and_of_the_output_the_beginning():
-    """64 MiB of each, and neither fills memory."""
+def test_of_a_long_log_the_ends_and_facts_are_kept_and_of_the_output_the_beginning():
+    """38 MiB of each, and neither fills memory."""
     code = (
         "import sys\nfor name in ('stdout', 'stderr'):\n  pipe = getattr(sys, name).buffer\n"
-        "  pipe.write(b'begin')\n  for _ in range(64): pipe.write(bytes(1 << 20))\n  pipe.write(b'end')"
+        "  pipe.write(b'begin')\n  for _ in range(6): pipe.write(b'[error] no\\n' * 95325)\n"
+        "  pipe.write(b'[info] a fact\\n')\n"
+        "  for _ in range(32): pipe.write(bytes(1 << 20))\n  pipe.write(b'end')"
     )
     tracemalloc.start()
     try:
-        out, log = child.ask(python(code), Prep(), max_bytes=100)
+        out, log = child.ask(python(code), Prep(), max_bytes=16)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert out == b"begin" + bytes(95)
-    assert len(log) == 2 * child.END_BYTES
-    assert log.startswith(b"begin\0")
-    assert log.endswith(b"\0end")
+    assert out == b"begin[error] no\n"
+    assert log.startswith(b"begin[error] no\n")
+    assert b"no\n[info] a fact\n" in log
+    assert log.endswith(bytes(1 << 17) + b"end")
+    assert len(log) < 3 * child.END_BYTES
     assert peak < 8 << 20
 
 
-@given(
-    st.lists(st.binary(max_size=20), max_size=12),
-    st.integers(0, 30),
-    st.integers(0, 30),
-)
-def test_ends_of_pieces_of_any_size(pieces, first, last):
-    source, sink = os.pipe()
-    drain, whole = child._Drain(first, last), b"".join(pieces)
-    with open(source, "rb") as pipe:  # noqa: PTH123
-        os.write(sink, whole)
-        os.close(sink)
-        drain.read(pipe)
-    rest = whole[first:]
-    assert drain.kept == whole[:first] + rest[max(0, len(rest) - last) :]
+def test_a_video_behind_more_complaints_than_are_kept_is_still_one(studio):
+    """What ffmpeg says of the streams comes after all that it says while it looks for them."""
+    path, broken = studio.folder / "complains.mp4", studio.folder / "complains-more.mp4"
+    source = ("-f", "lavfi", "-i", "color=gray:s=64x64:r=1000:d=20", "-pix_fmt", "yuv420p")
+    studio.run(*source, "-c:v", "libx264", "-preset", "ultrafast", "-threads", "1", "-g", "9", path)
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"mdat") + 4
+    size = int.from_bytes(raw[at - 8 : at - 4], "big") - 8
+    spoilt = size * 9 // 10
+    raw[at : at + spoilt] = b"\xff" * spoilt
+    broken.write_bytes(raw)
+    info = ffmpeg.probe(str(broken), Prep())
+    assert (info.stream_index, info.width, info.duration_s) == (0, 64, 20)
 
 
 def test_a_short_log_is_whole_and_a_child_that_hangs_is_ended(tmp_path):
