@@ -6,6 +6,7 @@ its rows; only trouble with the place that is written to (StorageError) leaves a
 
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Set
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from ingest.streams import Part, VideoInfo
 SCRATCH = Path(tempfile.gettempdir()) / "kinoray-scratch"
 LEAST_BYTES_PER_S = 4000  # of a video that is worth cutting into parts
 PASSING = frozenset(("Timeout", "Stalled"))  # what may go better the next time
+FIRST_LOOK = (-1, sys.maxsize)  # at a source, before all readings
 SEEK_MARGIN_S = 2.0  # some containers tell the time of a keyframe a little late
 
 
@@ -77,7 +79,8 @@ def _num_parts(source: Source, prep: Prep, scratch: Path) -> int:
     if most < 2 or source.frames_fps is not None:
         return 1
     try:
-        with local(source, scratch, max_bytes=prep.max_source_bytes) as copy:
+        most_bytes = prep.max_source_bytes
+        with local(source, scratch, max_bytes=most_bytes, reading=FIRST_LOOK) as copy:
             if prep.contract.is_still and demuxer_of(copy.path):
                 return 1
             duration_s = ffmpeg.probe(copy.path, replace(prep, contract=Contract())).duration_s
@@ -159,7 +162,8 @@ def _run(work: OnePass, root: Root | Path | str, scratch: Path) -> Fate:
     unit, prep = work.unit, work.prep
     if unit.source_sha256 in work.purged:
         return PURGED
-    with local(unit.source, scratch, max_bytes=prep.max_source_bytes) as copy:
+    reading, most_bytes = (unit.index, unit.count), prep.max_source_bytes
+    with local(unit.source, scratch, max_bytes=most_bytes, reading=reading) as copy:
         check_unchanged(unit.source)
         if not unit.source_sha256:  # clips of who knows what would come again under its name
             raise SourceError("hash", "Unnamed", "it could not be read when it was to be named")
