@@ -9,7 +9,7 @@ from ingest.clip import digest_of
 from ingest.ledger import Fate, Unit, printable, source_row
 from ingest.offers import MAX_PAYLOAD_BYTES, Malformed, Offered, Part
 from ingest.schema import payload_schema
-from ingest.sources import Source
+from ingest.source import Member, Source, tar_in
 from ingest.takedown import RULE
 
 
@@ -98,7 +98,13 @@ def source_at(uri: str, size: object) -> Source:
         os.fsencode(uri)
     except UnicodeEncodeError:  # half of a pair of surrogates, as JSON may hold
         uri = printable(uri)
-    return Source(uri=uri, bytes=size if isinstance(size, int) else 0, mtime_ns=0)
+    tar = tar_in(uri)
+    return Source(
+        uri=uri,
+        bytes=size if isinstance(size, int) else 0,
+        mtime_ns=0,
+        member=Member(tar=tar) if tar else None,
+    )
 
 
 def payload_of(part: Part, offered: Offered) -> bytes:

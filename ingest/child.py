@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from functools import cache
+from typing import IO
 
 import imageio_ffmpeg
 
@@ -17,6 +18,7 @@ from ingest.sources import SourceError
 GLOBAL = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "repeat+level+info")
 PROBE_TIMEOUT_S = 120.0
 PIPE_BYTES = 1 << 20
+END_BYTES, LINE_BYTES = 1 << 18, 1 << 16
 
 
 @cache
@@ -57,12 +59,25 @@ def start(command: list[str], prep: Prep) -> "subprocess.Popen[bytes]":
     return child
 
 
-def ask(command: list[str], prep: Prep) -> tuple[bytes, bytes]:
-    """Run ffmpeg and return its output and its log; raises SourceError when it takes too long."""
+def ask(command: list[str], prep: Prep, *, max_bytes: int = 2 * END_BYTES) -> tuple[bytes, bytes]:
+    """Run ffmpeg and return its output and its log; raises SourceError when it takes too long.
+
+    Of the output the first `max_bytes` are kept. Of a long log it is both ends, and what is between
+    that is no complaint (the streams are told after the first): a file can make ffmpeg say many
+    times its size.
+    """
     limit_s = min(PROBE_TIMEOUT_S, prep.decode_timeout_s)
+    out, log = _Output(max_bytes), _Log()
     with start(command, prep) as child:
+        threads = [
+            threading.Thread(target=drain.read, args=(pipe,), daemon=True)
+            for drain, pipe in zip((out, log), (child.stdout, child.stderr), strict=True)
+            if pipe
+        ]
+        for thread in threads:
+            thread.start()
         try:
-            return child.communicate(timeout=limit_s)
+            child.wait(timeout=limit_s)
         except subprocess.TimeoutExpired as slow:
             why = f"no first frame within {limit_s:g} s"
             if limit_s < PROBE_TIMEOUT_S:
@@ -70,6 +85,46 @@ def ask(command: list[str], prep: Prep) -> tuple[bytes, bytes]:
             raise SourceError("probe", "Timeout", why) from slow
         finally:
             child.kill()
+            for thread in threads:
+                thread.join()
+    return out.kept, log.kept
+
+
+class _Output:
+    """Reads a pipe to its end, so that its writer never waits, and keeps how it begins."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._begin = most, bytearray()
+
+    def read(self, pipe: IO[bytes]) -> None:
+        while piece := os.read(pipe.fileno(), PIPE_BYTES):
+            self._begin += piece[: self._most - len(self._begin)]
+
+    @property
+    def kept(self) -> bytes:
+        return bytes(self._begin)
+
+
+class _Log:
+    """Reads a log to its end and keeps so much of it that it never fills memory."""
+
+    def __init__(self) -> None:
+        self._begin, self._facts, self._end = bytearray(), bytearray(), bytearray()
+
+    def read(self, pipe: IO[bytes]) -> None:
+        while line := pipe.readline(LINE_BYTES):
+            if len(self._begin) < END_BYTES:
+                self._begin += line
+            elif b"[info]" in line and len(self._facts) < END_BYTES:
+                self._facts += line
+            else:
+                self._end += line
+                if len(self._end) > 2 * END_BYTES:
+                    del self._end[:-END_BYTES]
+
+    @property
+    def kept(self) -> bytes:
+        return b"".join((self._begin, self._facts, self._end[-END_BYTES:]))
 
 
 def widen(pipe: int) -> None:

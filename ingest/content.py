@@ -1,21 +1,21 @@
 """What is in a source, whatever its kind: whether it can be read, its hash, a file on this machine."""
 
-import fcntl
 import hashlib
-import secrets
-import shutil
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from math import inf
 from pathlib import Path
 
 from ingest import frames
-from ingest.files import StorageError, storage_error
+from ingest.clip import digest_of
+from ingest.files import StorageError
 from ingest.places import InStore, OnDisk, copy, place_of
+from ingest.scratch import room, shared, shared_path
 from ingest.source import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Source, SourceError, suffix_of
-
-ROOM, LOCK = "kinoray-source-", "lock"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,16 +59,17 @@ def check_unchanged(source: Source) -> None:
         raise SourceError("read", "Changed", "the file changed after it was listed")
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Source, *, max_bytes: float = inf) -> str:
     """Return the hex sha256 of a source, or "" when it cannot be read; its fate will say why.
 
-    A member of a tar has the hash of its own bytes, a folder of frames one made of theirs and of
-    its rate. Raises StorageError when an object store is out of reach: no fault of the source.
+    One of more than `max_bytes` is not read at all, for it can only fail of that. A member of a tar
+    has the hash of its own bytes, a folder of frames one made of theirs and of its rate. Raises
+    StorageError when an object store is out of reach: no fault of the source.
     """
     try:
         if source.frames_fps is not None:
             listed = _frames(source)
-            frames.check(listed, source.bytes)
+            frames.check(listed, min(source.bytes, max_bytes))
             hashes = [_sha256(frames.chunks(source, frame)) for frame in listed]
             return frames.sha256(hashes, source.frames_fps)
         if source.member is not None and source.member.problem is not None:
@@ -76,17 +77,22 @@ def fingerprint(source: Source) -> str:
         place = _place(source)
         facts = place.facts()
         size = facts.bytes if source.member is None else source.bytes
+        if size > max_bytes:
+            return ""
         return _sha256(place.chunks(_offset(source), size, source.etag))
     except SourceError:
         return ""
 
 
 @contextmanager
-def local(source: Source, scratch: Path | str, *, max_bytes: int) -> Iterator[Local]:
+def local(
+    source: Source, scratch: Path | str, *, max_bytes: int, reading: tuple[int, int] = (0, 1)
+) -> Iterator[Local]:
     """Give a source as a file or frames on this machine; what was copied to `scratch` goes after.
 
-    Raises SourceError for one that cannot be read, is too large or has changed, and StorageError
-    when `scratch` is full or a store is out of reach.
+    A copy that is read several times, `reading` being which of how many, goes after all of them. Raises
+    SourceError for a source that cannot be read, is too large or has changed, and StorageError when
+    `scratch` is full or a store is out of reach.
     """
     check_readable(source, max_bytes)
     plain = source.frames_fps is None and source.member is None
@@ -94,49 +100,26 @@ def local(source: Source, scratch: Path | str, *, max_bytes: int) -> Iterator[Lo
     if on_disk and "\n" not in source.uri:
         yield Local(path=source.uri)
         return
+    if source.frames_fps is None and not on_disk:
+        same = [os.fsencode(source.key).hex(), source.bytes, source.mtime_ns, source.etag]
+        path = shared_path(Path(scratch), digest_of(same), _known_suffix(source.uri))
+        with shared(path, source.bytes, partial(_fetch, source), reading=reading):
+            check_unchanged(source)
+            yield Local(path=str(path))
+        return
     with room(Path(scratch)) as folder:
         if source.frames_fps is not None:
             listed = frames.unchanged(source)
             path = frames.bring(source, listed, frames.check(listed, max_bytes), folder)
-        elif (
-            on_disk
-        ):  # what follows a line break in a name could pass for a line of the decoder's log
+        else:  # what follows a line break in a name could pass for a line of the decoder's log
             path = str(folder / "source")
             Path(path).symlink_to(source.uri)
-        else:
-            path = str(folder / f"source{_known_suffix(source.uri)}")
-            copy(_place(source), _offset(source), source.bytes, source.etag, Path(path))
-            check_unchanged(source)
         yield Local(path=path, frames_fps=source.frames_fps)
 
 
-@contextmanager
-def room(scratch: Path) -> Iterator[Path]:
-    """Give a folder of one's own in `scratch` that vanishes after; raises StorageError.
-
-    The lock in it says that its owner lives: rooms of the killed are cleared by the next comer.
-    """
-    folder = scratch / f"{ROOM}{secrets.token_hex(8)}"
-    unlocked = scratch / f".{folder.name}"
-    with ExitStack() as held:
-        try:
-            unlocked.mkdir(parents=True)
-            held.callback(shutil.rmtree, unlocked, ignore_errors=True)
-            lock = held.enter_context((unlocked / LOCK).open("xb"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            unlocked.rename(folder)
-            held.callback(shutil.rmtree, folder, ignore_errors=True)
-            _clear_abandoned(scratch)
-        except OSError as error:
-            raise storage_error(error, folder) from error
-        yield folder
-
-
-def _clear_abandoned(scratch: Path) -> None:
-    for path in scratch.glob(f"{ROOM}*"):
-        with suppress(OSError), (path / LOCK).open("rb") as lock:  # held, or just removed
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+def _fetch(source: Source, path: Path) -> None:
+    copy(_place(source), _offset(source), source.bytes, source.etag, path)
+    check_unchanged(source)
 
 
 def _place(source: Source) -> OnDisk | InStore:

@@ -5,11 +5,13 @@ against their median), one for the middle of each third. Measured on the shared 
 copies differ in at most 12 of the 192 bits, clips of different scenes in 38 and more.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
+
+from ingest.nearness import apart, search
+from ingest.nearness import words_of as _words
 
 THIRDS = 3
 SIDE_PX = 32
@@ -52,10 +54,8 @@ def _third(luma_THW: np.ndarray | Sequence[np.ndarray], middle: int) -> str:
 def pairs(hashes: Sequence[str], max_bits: int = MAX_BITS) -> np.ndarray:
     """Return all pairs of hashes that differ in at most `max_bits` bits: int64 (N, 2), sorted.
 
-    Each pair once, the smaller index first; flat ones never. No pair is lost: the bits are cut into
-    max_bits + 4 bands, so that two such hashes agree on four bands or more, and on two or more of the
-    even or of the odd ones; all that agree on two bands of one half are compared in full. Memory
-    grows with the hashes and the pairs found. Quick up to about max_bits = 20.
+    Each pair once, the smaller index first; flat ones never. No pair is lost; see nearness. Memory
+    grows with the hashes and the pairs found.
     """
     words = _words(hashes)
     # Equal hashes are many where a camera stands still; they are looked up once.
@@ -71,79 +71,42 @@ def leaks(
     hashes: Sequence[str], against: Sequence[str], max_bits: int = MAX_BITS
 ) -> dict[int, int]:
     """Return which of `hashes` are near one of `against`: index of each, and of its nearest."""
-    words = np.concatenate([_words(hashes), _words(against)])
-    theirs = np.arange(len(words)) >= len(hashes)
+    ours, inverse = np.unique(_words(hashes), axis=0, return_inverse=True)
+    theirs, first = np.unique(_words(against), axis=0, return_index=True)
+    words = np.concatenate([ours, theirs])
+    near = search(words, max_bits, np.arange(len(words)) >= len(ours))
     found: dict[int, tuple[int, int]] = {}
-    for one, other in _near(words, max_bits, _shown(words), theirs).tolist():
-        distance = int(np.bitwise_count(words[one] ^ words[other]).sum())
-        nearest = (distance, other - len(hashes))
-        found[one] = min(found.get(one, nearest), nearest)
-    return {one: other for one, (_, other) in sorted(found.items())}
 
+    def tell(one: int, others: np.ndarray) -> None:
+        bits = apart(words[others], words[one])
+        at = np.lexsort((first[others - len(ours)], bits))[0]
+        if bits[at] <= max_bits:
+            nearest = (int(bits[at]), int(first[others[at] - len(ours)]))
+            found[one] = min(found.get(one, nearest), nearest)
 
-def _words(hashes: Sequence[str]) -> np.ndarray:
-    # uint64 (N, THIRDS).
-    digits = "".join(hashes)
-    if any(len(hashed) != THIRDS * len(FLAT) for hashed in hashes):
-        raise ValueError(f"a hash has {THIRDS * len(FLAT)} hex digits")
-    return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64).reshape(-1, THIRDS)
+    for one, other in near.pairs.tolist():
+        tell(one, np.array([other]))
+    for crowd in near.crowded():
+        others = crowd[crowd >= len(ours)]
+        for one in crowd[crowd < len(ours)].tolist() if len(others) else ():
+            tell(one, others)
+    nearest = {one: other for one, (_, other) in found.items()}
+    return {n: nearest[one] for n, one in enumerate(inverse.ravel().tolist()) if one in nearest}
 
 
 def _shown(words: np.ndarray) -> np.ndarray:
     return (words != 0).all(axis=1)
 
 
-def _near(
-    words: np.ndarray, max_bits: int, shown: np.ndarray, theirs: np.ndarray | None = None
-) -> np.ndarray:
-    """Return pairs of rows within `max_bits`, of both sides where `theirs` tells two sides."""
-    rows = np.flatnonzero(shown)
-    codes = [np.empty(0, np.int64)]
-    for key in _keys(words[rows], max_bits):
-        for one, other in _equal(key):
-            a, b = np.minimum(rows[one], rows[other]), np.maximum(rows[one], rows[other])
-            if theirs is not None:
-                apart = theirs[a] != theirs[b]
-                a, b = a[apart], b[apart]
-            close = np.bitwise_count(words[a] ^ words[b]).sum(axis=1) <= max_bits
-            if close.any():
-                codes.append(a[close] * len(words) + b[close])
-        codes = [np.unique(np.concatenate(codes))]  # most pairs agree on many bands
-    return np.stack(np.divmod(codes[0], len(words)), axis=1)
-
-
-def _keys(words: np.ndarray, max_bits: int) -> Iterator[np.ndarray]:
-    # Equal keys: agreement on two bands of one half.
-    bits = np.unpackbits(words.astype(">u8").view(np.uint8).reshape(len(words), 8 * THIRDS), axis=1)
-    bands = [_packed(band) for band in np.array_split(bits, max_bits + 4, axis=1)]
-    for half in (bands[0::2], bands[1::2]):
-        for one, other in combinations(half, 2):
-            yield (one << np.uint64(32)) ^ other if max_bits > 2 else _ranked(one, other)
-
-
-def _packed(band: np.ndarray) -> np.ndarray:
-    weights = np.uint64(1) << np.arange(band.shape[1], dtype=np.uint64)
-    return band.astype(np.uint64) @ weights
-
-
-def _ranked(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    # Bands of more than 32 bits do not fit side by side; their ranks do.
-    ranks = [np.unique(band, return_inverse=True)[1].astype(np.uint64) for band in (one, other)]
-    return (ranks[0].ravel() << np.uint64(32)) ^ ranks[1].ravel()
-
-
-def _equal(key: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    # All pairs of equal values, by their distance in sorted order: never more at once than values.
-    order = np.argsort(key, kind="stable")
-    ordered = key[order]
-    first = np.arange(len(order))
-    gap = 1
-    while len(first):
-        first = first[first + gap < len(order)]
-        first = first[ordered[first] == ordered[first + gap]]
-        if len(first):
-            yield order[first], order[first + gap]
-        gap += 1
+def _near(words: np.ndarray, max_bits: int, shown: np.ndarray) -> np.ndarray:
+    """Return all pairs of shown rows within `max_bits`, those of crowds too."""
+    near = search(np.where(shown[:, None], words, 0), max_bits, np.arange(len(words)))
+    found = [near.pairs]
+    for crowd in near.crowded():
+        for at, row in enumerate(crowd, 1):
+            other = crowd[at:][apart(words[crowd[at:]], words[row]) <= max_bits]
+            found.append(np.stack([np.full_like(other, row), other], axis=1))
+    return np.concatenate(found)
 
 
 def _members(inverse: np.ndarray, count: int) -> list[np.ndarray]:

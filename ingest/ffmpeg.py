@@ -181,8 +181,9 @@ def _frames(
     ]
     joined = ffmpeg.concat(*alike) if len(alike) > 1 else alike[0]
     output = joined.output("pipe:1", f="rawvideo", pix_fmt="yuv420p", fps_mode="passthrough")
-    out, _log = child.ask(_command(output, uri), prep)
     width, height = size
+    most = (BAR_FRAMES + 1) * width * height * 3 // 2
+    out, _log = child.ask(_command(output, uri), prep, max_bytes=most)
     whole = np.frombuffer(out, np.uint8)
     count = whole.size // (width * height * 3 // 2)
     return list(whole[: count * width * height * 3 // 2].reshape(count, height * 3 // 2, width))

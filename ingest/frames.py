@@ -76,7 +76,7 @@ def list_frames(uri: str) -> list[Frame]:
     return of_objects(root.names(key), f"{key}/" if key else "")
 
 
-def check(frames: Sequence[Frame], max_bytes: int) -> str:
+def check(frames: Sequence[Frame], max_bytes: float) -> str:
     """Return the suffix that all frames share; raises SourceError for what is no video."""
     if not frames:
         raise SourceError("open", "EmptyFolder", "no picture in the folder")

@@ -1,6 +1,7 @@
 """Numbers that describe a clip, from its frames alone; a score that cannot be had is null.
 
-All are taken at a fixed short side, so that they mean the same for every source; motion is dense
+All are taken at a fixed short side, so that they mean the same for every source (a picture that is
+more than eight times as long as it is wide is squeezed to that: none may fill memory); motion is dense
 optical flow (DIS) between frames half a second apart, over the whole clip. A still has no motion.
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 from ingest import planes
 
 SCORE_SIDE_PX = 128
+MOST_SIDE_PX = 8 * SCORE_SIDE_PX
 FLOW_FPS = 2
 DUPLICATE_FLOOR = 0.05  # grey levels: a repeated frame is below also after lossy coding
 RANGE_SHARES = (0.01, 0.99)
@@ -41,18 +43,20 @@ def score(
 
 
 def shrunk(frames: np.ndarray) -> np.ndarray:
-    """Return the grey pictures of frames, uint8 THW, with a short side of SCORE_SIDE_PX."""
+    """Return the grey pictures of frames, uint8 THW: SCORE_SIDE_PX by at most MOST_SIDE_PX."""
     return np.stack([_small(frame) for frame in frames])
 
 
 def _small(frame: np.ndarray) -> np.ndarray:
     grey_HW = planes.luma(frame, side_px=SCORE_SIDE_PX)
     height, width = grey_HW.shape
-    scale = SCORE_SIDE_PX / min(height, width)
-    if scale <= 1:
+    scale = max(1.0, SCORE_SIDE_PX / min(height, width))
+    size = [min(MOST_SIDE_PX, round(side * scale)) for side in (width, height)]
+    if size == [width, height]:
         return grey_HW
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(grey_HW, size, interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(
+        grey_HW, size, interpolation=cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA
+    )
 
 
 def motion(grey_THW: np.ndarray, fps: Fraction | float) -> float | None:

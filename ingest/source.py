@@ -23,6 +23,7 @@ VIDEO_SUFFIXES = frozenset(
 PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
 TAR_SUFFIX = ".tar"
 WILD = frozenset("*?[")
+_MEMBER_OF = re.compile(rf"(.*?{re.escape(TAR_SUFFIX)})#", re.DOTALL | re.IGNORECASE)
 _DIGITS = re.compile(r"([0-9]+)")
 _COMMON_WITHIN = 2e-4  # people write 29.97 or 23.98 and mean 30000/1001 and 24000/1001
 
@@ -97,9 +98,19 @@ class Source:
     member: Member | None = None
 
     @property
+    def key(self) -> str:
+        """What tells a source from all others: its URI, and more where that can mean two things.
+
+        A file may be called like a member of a tar: a.tar#b.mp4.
+        """
+        tar = "" if self.member is None or self.member.tar == self.uri else self.member.tar
+        return self.uri if tar == tar_in(self.uri) else f"{self.uri}\0{tar}"
+
+    @property
     def printable_uri(self) -> str:
-        """The path as valid Unicode, for tables and people; other bytes appear in hexadecimal."""
-        return os.fsencode(self.uri).decode("utf-8", "backslashreplace")
+        """The key as valid Unicode, for tables and people; other bytes appear in hexadecimal."""
+        shown = os.fsencode(self.key).decode("utf-8", "backslashreplace")
+        return shown.replace("\0", "\\x00")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +171,12 @@ def suffix_of(name: str) -> str:
     base = name.rpartition("/")[2]
     stem, dot, suffix = base.rpartition(".")
     return f".{suffix.lower()}" if dot and stem else ""
+
+
+def tar_in(uri: str) -> str:
+    """Return the tar of a member's URI, as it is read when nothing else is known; "" for none."""
+    found = _MEMBER_OF.match(uri)
+    return found[1] if found else ""
 
 
 def fixed_part(pattern: str) -> str:

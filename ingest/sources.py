@@ -46,7 +46,7 @@ PLAIN = Layout()
 def list_sources(
     patterns: Sequence[str], *, pictures: bool = False, layout: Layout = PLAIN
 ) -> list[Source]:
-    """List the sources behind `patterns`, sorted by path or URI, each once.
+    """List the sources behind `patterns`, sorted by path or URI, each once (see Source.key).
 
     A pattern is a folder, a file, a glob, or s3://bucket/prefix in the same three ways; *.tar is
     looked into; *.csv, *.tsv, *.jsonl, *.parquet (manifests) and *.json (MSR-VTT's) are read. With
@@ -62,14 +62,19 @@ def list_sources(
         some = False
         for source in _matches(pattern, wanted):
             some = True
-            before = found.get(source.uri)
-            found[source.uri] = source if before is None else _joined(before, source)
+            before = found.get(source.key)
+            found[source.key] = source if before is None else _joined(before, source)
         if not some:
             what = "video or picture" if pictures else "video"
             raise FileNotFoundError(
                 f"source {pattern!r}: no {what} found; check the path, or name a file explicitly"
             )
-    return [found[uri] for uri in sorted(found)]
+    for source in list(found.values()):
+        member = found.get(source.uri)
+        # No file of that name, but words on a member.
+        if member and source.key != source.uri and not (source.bytes or source.mtime_ns):
+            found[source.uri] = _joined(member, found.pop(source.key))
+    return [found[key] for key in sorted(found)]
 
 
 def _matches(pattern: str, wanted: Wanted) -> Iterator[Source]:

@@ -60,7 +60,11 @@ def entries(headers: Headers) -> Iterator[tarfile.TarInfo]:
     """
     try:
         with tarfile.open(fileobj=headers, mode="r:") as tar:
-            for entry in tar:
+            remembered = vars(tar)["members"]
+            while entry := tar.next():
+                remembered.clear()  # and their headers' words with them
+                if sum(map(len, tar.pax_headers.values())) > HEADER_BYTES:  # words for all members
+                    raise tarfile.ReadError("headers for all members without end")
                 if tar.offset <= entry.offset:
                     raise tarfile.ReadError(f"{entry.name!r} leads back")
                 if entry.isreg() and entry.offset_data + entry.size > headers.size:

@@ -20,6 +20,7 @@ from ingest.tar_headers import DISK_BYTES, Headers, entries
 AHEAD_BYTES = {InStore: 1 << 18, OnDisk: DISK_BYTES}
 SHEETS = ("json", "txt", "cls")
 SHEET_BYTES = 1 << 20
+HELD_BYTES = 8 << 20  # of sheets of one tar; others are read once more
 NAME_BYTES = 4096
 
 
@@ -52,11 +53,11 @@ def name_problem(name: str) -> str:
 
 @dataclass(kw_only=True)
 class _Key:
-    """What a tar holds under one key: media with their problems, and the sheets as they are."""
+    """What a tar holds under one key: media with their problems, and where the sheets lie."""
 
     media: dict[str, Member] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    sheets: dict[str, bytes] = field(default_factory=dict)
+    sheets: dict[str, tuple[int, int]] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -67,6 +68,8 @@ class _Listing:
         self.keys: dict[str, _Key] = {}
         self.problem = ""
         self._place, self._facts, self._wanted = place, facts, wanted
+        self._held: dict[int, bytes] = {}
+        self._room = HELD_BYTES
         self._headers = Headers(place.read_at, facts.bytes, AHEAD_BYTES[type(place)])
 
     def read(self) -> None:
@@ -106,7 +109,10 @@ class _Listing:
         elif entry.size > SHEET_BYTES:
             key.problem = f".{name} has {entry.size} bytes, more than {SHEET_BYTES}"
         else:
-            key.sheets[name] = self._headers.at(entry.offset_data, entry.size)
+            key.sheets[name] = (entry.offset_data, entry.size)
+            if entry.size <= self._room:
+                self._room -= entry.size
+                self._held[entry.offset_data] = self._headers.at(entry.offset_data, entry.size)
 
     def sources(self, key: _Key, said: Said) -> Iterator[Source]:
         """Yield the sources of a key."""
@@ -128,22 +134,26 @@ class _Listing:
                 member=replace(member, problem=("BadSheet", problem)) if spoilt else member,
             )
 
-    @classmethod
-    def _said(cls, key: _Key, outside: Said) -> Said:
-        values = json_object(cls._text("json", key)) if "json" in key.sheets else {}
+    def _said(self, key: _Key, outside: Said) -> Said:
+        values = json_object(self._text("json", key)) if "json" in key.sheets else {}
         if "txt" in key.sheets and not text_of(values, "caption"):
-            values["caption"] = cls._text("txt", key)
+            values["caption"] = self._text("txt", key)
         if "cls" in key.sheets and values.get("label") in (None, ""):
-            values["label"] = cls._text("cls", key)
+            values["label"] = self._text("cls", key)
         said = saying(values)
         return replace(said, label=said.label or outside.label)
 
-    @staticmethod
-    def _text(name: str, key: _Key) -> str:
+    def _text(self, name: str, key: _Key) -> str:
+        offset, size = key.sheets[name]
         try:
-            return key.sheets[name].decode("utf-8-sig")
+            data = self._held.pop(offset, None) or self._headers.at(offset, size)
+            return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise SayingError(f".{name} is not UTF-8") from error
+        except StorageError:
+            raise
+        except OSError as error:
+            raise SayingError(f".{name} cannot be read: {error.strerror or error}") from error
 
 
 def _problem(entry: tarfile.TarInfo, *, known: bool) -> tuple[str, str] | None:

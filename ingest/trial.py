@@ -11,7 +11,7 @@ from ingest.detectors import Make
 from ingest.keep import Keep
 from ingest.ledger import Unit
 from ingest.pictures import demuxer_of
-from ingest.sources import Source, fingerprint, local
+from ingest.sources import Source, SourceError, check_readable, fingerprint, local
 from ingest.unit import curate_unit
 
 TRIAL_S = 20
@@ -68,14 +68,14 @@ def trial(
     )
     count = 1 if short else max(2, int(duration_s // TRIAL_S))
     before_s = _cpu_s()
-    sha256 = fingerprint(source)
+    sha256 = fingerprint(source, max_bytes=prep.max_source_bytes)
     hash_s = _cpu_s() - before_s
     unit = Unit(
         unit_id="trial", source=source, source_sha256=sha256, index=(count - 1) // 2, count=count
     )
     none = Trial(uri=source.printable_uri, num_bytes=source.bytes, hash_s=hash_s)
     if not sha256:
-        return replace(none, problem="it cannot be read")
+        return replace(none, problem=_unreadable(source, prep))
     started_s, before_s = time.monotonic(), _cpu_s()
     done = curate_unit(
         unit, prep=some, keep=keep, root=scratch / "trial", scratch=scratch, detector=detector
@@ -92,6 +92,14 @@ def trial(
         kept=done.stats["kept"],
         payload_bytes=done.stats.get("payload_bytes", 0.0),
     )
+
+
+def _unreadable(source: Source, prep: Prep) -> str:
+    try:
+        check_readable(source, prep.max_source_bytes)
+    except SourceError as error:
+        return f"{error.error_class}: {error.message}"
+    return "it cannot be read"
 
 
 def _cpu_s() -> float:

@@ -6,6 +6,7 @@ its rows; only trouble with the place that is written to (StorageError) leaves a
 
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Set
 from contextlib import suppress
@@ -40,6 +41,8 @@ SCRATCH = Path(tempfile.gettempdir()) / "kinoray-scratch"
 LEAST_BYTES_PER_S = 4000  # of a video that is worth cutting into parts
 # Before a part, one after the other until there is a keyframe; in the end the whole way is read.
 SEEK_MARGINS_S = (2.0, 12.0, 60.0)
+PASSING = frozenset(("Timeout", "Stalled"))  # what may go better the next time
+FIRST_LOOK = (-1, sys.maxsize)  # at a source, before all readings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +69,11 @@ class Named:
 def name_source(source: Source, *, prep: Prep, scratch: Path = SCRATCH) -> Named:
     """Read a source to know who it is, and into how many parts it is cut.
 
-    Raises StorageError when the scratch folder is full or a store out of reach.
+    Raises SourceError when that could not be found out this time, and StorageError when the scratch
+    folder is full or a store out of reach.
     """
-    return Named(sha256=fingerprint(source), num_parts=_num_parts(source, prep, scratch))
+    sha256 = fingerprint(source, max_bytes=prep.max_source_bytes)
+    return Named(sha256=sha256, num_parts=_num_parts(source, prep, scratch) if sha256 else 1)
 
 
 def _num_parts(source: Source, prep: Prep, scratch: Path) -> int:
@@ -76,11 +81,15 @@ def _num_parts(source: Source, prep: Prep, scratch: Path) -> int:
     if most < 2 or source.frames_fps is not None:
         return 1
     try:
-        with local(source, scratch, max_bytes=prep.max_source_bytes) as copy:
+        most_bytes = prep.max_source_bytes
+        with local(source, scratch, max_bytes=most_bytes, reading=FIRST_LOOK) as copy:
             if prep.contract.is_still and demuxer_of(copy.path):
                 return 1
             duration_s = ffmpeg.probe(copy.path, replace(prep, contract=Contract())).duration_s
-    except SourceError:
+    except SourceError as error:
+        # The parts have a say in the ids of units: a busy machine must not change them.
+        if error.stage != "probe" or error.error_class in PASSING:
+            raise
         return 1
     return num_parts(source.bytes, duration_s, prep)
 
@@ -95,7 +104,7 @@ def units_of(source: Source, named: Named, *, prep: Prep) -> list[Unit]:
     """Return the units of work of a source: one, or one for each part of a long one."""
     return [
         Unit(
-            unit_id=_unit_id(source.uri, named, prep, index),
+            unit_id=_unit_id(source.key, named, prep, index),
             source=source,
             source_sha256=named.sha256,
             index=index,
@@ -105,16 +114,17 @@ def units_of(source: Source, named: Named, *, prep: Prep) -> list[Unit]:
     ]
 
 
-def _unit_id(uri: str, named: Named, prep: Prep, index: int) -> str:
+def _unit_id(key: str, named: Named, prep: Prep, index: int) -> str:
     """Return the hex id of some work; equal source and preparation give an equal id."""
-    whole = {"uri": os.fsencode(uri).hex(), "sha": named.sha256, "prep": prep.digest()}
+    whole = {"uri": os.fsencode(key).hex(), "sha": named.sha256, "prep": prep.digest()}
     part = {"part": [index, named.num_parts]} if named.num_parts > 1 else {}
     return digest_of(whole | part)
 
 
 def plan_unit(source: Source, *, prep: Prep) -> Unit:
     """Return the unit of a source that is to be worked on as a whole; hashes the file."""
-    return units_of(source, Named(sha256=fingerprint(source), num_parts=1), prep=prep)[0]
+    sha256 = fingerprint(source, max_bytes=prep.max_source_bytes)
+    return units_of(source, Named(sha256=sha256, num_parts=1), prep=prep)[0]
 
 
 def curate_unit(
@@ -154,10 +164,11 @@ def _run(work: OnePass, root: Root | Path | str, scratch: Path) -> Fate:
     unit, prep = work.unit, work.prep
     if unit.source_sha256 in work.purged:
         return PURGED
-    with local(unit.source, scratch, max_bytes=prep.max_source_bytes) as copy:
+    reading, most_bytes = (unit.index, unit.count), prep.max_source_bytes
+    with local(unit.source, scratch, max_bytes=most_bytes, reading=reading) as copy:
         check_unchanged(unit.source)
-        if not unit.source_sha256:  # clips are named by it
-            raise SourceError("read", "Changed", "could not be read when it was named")
+        if not unit.source_sha256:  # clips of who knows what would come again under its name
+            raise SourceError("hash", "Unnamed", "it could not be read when it was to be named")
         picture = demuxer_of(copy.path) if prep.contract.is_still and not copy.frames_fps else ""
         info = ffmpeg.probe(copy.path, prep, picture, frames_fps=copy.frames_fps)
         if prep.crop_bars and not picture:

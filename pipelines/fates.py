@@ -19,7 +19,7 @@ TOLD = ["kind", "fate", "unit_id", "source_uri", "stage", "error_class", "messag
 # Failures of the machine and the moment, not of the source: another run reads it again.
 PASSING_CLASSES = (
     *("Timeout", "Stalled", "Changed", "Vanished", "Truncated", "StorageError"),
-    *("PermissionError", "OSError", "FileNotFoundError"),
+    *("Unnamed", "PermissionError", "OSError", "FileNotFoundError"),
 )
 WORKER = "worker"  # the stage of a unit whose worker died or ran out of memory
 
@@ -92,7 +92,7 @@ def summed(
         dataset=out,
         version=dataset.version,
         digest=dataset.digest(),
-        sources=len({unit.source.uri for unit in units}),
+        sources=len({unit.source.key for unit in units}),
         sources_rejected=_rejected_whole(rows),
         clips_kept=fates["clip", "kept"],
         clips_rejected=fates["clip", "rejected"],
@@ -126,6 +126,8 @@ def passing_failures(dataset: Dataset, units: set[str]) -> frozenset[str]:
     rows = dataset.ledger().select(TOLD)
     wanted = among(rows.column("kind"), ["source"]) & among(rows.column("fate"), ["failed"])
     passing = among(rows.column("error_class"), PASSING_CLASSES)
+    cut_off = among(rows.column("error_class"), ["Truncated"])  # what came, or what there is
+    passing &= ~(cut_off & among(rows.column("stage"), ["probe"]))
     passing |= among(rows.column("stage"), [WORKER])
     rows = rows.filter(pa.array(wanted & passing & among(rows.column("unit_id"), units)))
     return frozenset(rows.column("unit_id").to_pylist())

@@ -217,3 +217,23 @@ def test_a_small_file_that_claims_to_be_endless_is_one_unit(studio):
     path = studio.numbered("parts-tiny.mp4", fps="24", count=24)
     (source,) = list_sources([str(path)])
     assert name_source(replace(source, bytes=10**5), prep=PREP).num_parts == 1
+
+
+def test_a_busy_machine_does_not_decide_how_many_parts_there_are(long_file, tmp_path):
+    """Else the next run would find other units of work, and the same clips again."""
+    (source,) = list_sources([str(long_file)])
+    hurried = replace(PREP, decode_timeout_s=0.0)
+    with pytest.raises(SourceError, match="Timeout"):  # the executor tries again
+        name_source(source, prep=hurried)
+    unnamed = Named(sha256="", num_parts=1)  # and when it has given up
+    (unit,) = units_of(source, unnamed, prep=PREP)
+    ((row,),) = curated(tmp_path, [unit])
+    assert (row["fate"], row["error_class"]) == ("failed", "Unnamed")
+    assert name_source(source, prep=PREP).num_parts == 2
+
+
+def test_what_is_no_video_is_one_part_at_once(tmp_path):
+    path = tmp_path / "noise.mp4"
+    path.write_bytes(bytes(range(256)) * 1000)
+    (source,) = list_sources([str(path)])
+    assert name_source(source, prep=PREP).num_parts == 1

@@ -1,11 +1,14 @@
+import struct
 from fractions import Fraction
 
 import cv2
 import numpy as np
 import pytest
 
+from ingest import ffmpeg
+from ingest.clip import Prep
 from ingest.schema import SCORES
-from ingest.scores import duplicate_frame_share, flicker, motion, score
+from ingest.scores import duplicate_frame_share, flicker, motion, score, shrunk
 
 
 def blurred_noise() -> np.ndarray:
@@ -101,3 +104,42 @@ def test_unknown_is_null_and_not_zero():
     assert score(textured()[None], 0).keys() == single.keys()  # a still has no rate
     assert single["motion"] is None
     assert single["duplicate_frame_share"] is None
+
+
+@pytest.mark.parametrize(
+    "size", [(96, 64), (192, 128), (300, 40), (600, 80), (1920, 256), (64, 96)]
+)
+def test_pictures_of_ordinary_shapes_are_seen_as_ever(size):
+    """Whole, at a short side of 128 px."""
+    width, height = size
+    frame = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    scale = 128 / min(size)
+    way = cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA
+    wanted = tuple(round(side * scale) for side in size)
+    grey = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), wanted, interpolation=way)
+    assert np.array_equal(shrunk(frame[None])[0], grey)
+
+
+@pytest.mark.parametrize("size", [(2, 1080), (8192, 8), (8192, 2), (20000, 300), (2, 2)])
+def test_a_thin_picture_is_squeezed_and_still_scored(size):
+    width, height = size
+    frames = np.random.default_rng(0).integers(0, 255, (5, height, width, 3), np.uint8)
+    small = shrunk(frames)
+    assert small[0].size <= 128 * 1024
+    assert min(small.shape[1:]) == 128
+    assert all(np.isfinite(value) for value in score(frames, 16).values())
+
+
+def test_a_video_whose_header_makes_it_thin(studio, curate, tmp_path):
+    """Pixels 300 times as high as they are wide: frames of 1 x 1080, which are made 2 wide."""
+    path = tmp_path / "thin.mp4"
+    source = ("-f", "lavfi", "-i", "testsrc2=s=320x1080:r=16:d=6", "-vf", "setsar=1/2")
+    studio.run(*source, "-c:v", "libx264", "-preset", "ultrafast", "-threads", "1", path)
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"pasp") + 4
+    raw[at : at + 8] = struct.pack(">II", 1, 300)
+    path.write_bytes(raw)
+    source, *clips = curate(path, tmp_path / "out").rows.to_pylist()
+    assert source["fate"] == "kept", source
+    assert ffmpeg.probe(str(path), Prep()).display_size == (1, 1080)
+    assert all(clip["motion"] is not None for clip in clips)

@@ -1,8 +1,12 @@
+import contextlib
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from ingest.clip import Prep
+from ingest.keep import Keep
 from ingest.sources import (
     Layout,
     Said,
@@ -14,6 +18,8 @@ from ingest.sources import (
     list_sources,
     sha256_file,
 )
+from ingest.trial import trial
+from ingest.unit import Named, name_source
 
 
 @pytest.fixture
@@ -143,3 +149,33 @@ def test_a_changed_file_is_noticed(tree):
     Path(source.uri).unlink()
     with pytest.raises(SourceError, match="Vanished"):
         check_unchanged(source)
+
+
+def test_what_is_too_large_is_not_read_to_be_named(tmp_path, curate):
+    """A sparse file of 4 EiB: to read it all would take centuries."""
+    path = tmp_path / "x.mp4"
+    with path.open("wb") as file:
+        file.truncate(1 << 42)
+        with contextlib.suppress(OSError):  # as far as the disk's format goes
+            file.truncate(1 << 62)
+    [source] = list_sources([str(path)])
+    prep = Prep()
+    assert fingerprint(source, max_bytes=prep.max_source_bytes) == ""
+    assert name_source(source, prep=prep, scratch=tmp_path) == Named(sha256="", num_parts=1)
+    [row] = curate(source, tmp_path / "out").rows.to_pylist()
+    assert (row["fate"], row["error_class"]) == ("failed", "TooLarge")
+    tried = trial(source, 0.0, prep=prep, keep=Keep(), scratch=tmp_path)
+    assert tried.problem.startswith("TooLarge: ")
+
+
+def test_frames_and_members_that_are_too_large_are_not_read_either(tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for at in range(3):
+        (frames / f"{at}.png").write_bytes(b"12345678")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(frames / "0.png", "0.mp4")
+    folder, member = list_sources([str(tmp_path)], layout=Layout(frames_fps=5))[::-1]
+    for source, size in ((folder, 24), (member, 8)):
+        assert fingerprint(source, max_bytes=size)
+        assert fingerprint(source, max_bytes=size - 1) == ""

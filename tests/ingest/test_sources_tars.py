@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import tarfile
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingest.clip import Prep, digest_of
 from ingest.objects import Root
+from ingest.places import OnDisk
+from ingest.source import Wanted
 from ingest.sources import (
     Layout,
     Said,
@@ -21,7 +26,10 @@ from ingest.sources import (
     local,
     sha256_file,
 )
+from ingest.tar_headers import Headers, entries
+from ingest.tar_members import members
 from ingest.tars import TarPart
+from ingest.unit import plan_unit
 
 LIMIT = 1 << 30
 PLAIN = [
@@ -283,3 +291,96 @@ def test_headers_that_want_all_memory(tmp_path):
     (tmp_path / "bomb.tar").write_bytes(entry.tobuf() + bytes(2048))
     [source] = list_sources([str(tmp_path / "bomb.tar")])
     assert problem(source) == "BadTar"
+
+
+def test_a_file_that_is_called_like_a_member_is_another_source(tmp_path, curate):
+    write(tmp_path / "a.tar", [("b.mp4", b"member"), ("b.tar#c.mp4", b"deep")])
+    write(tmp_path / "a.tar#b.tar", [("c.mp4", b"other")])
+    (tmp_path / "a.tar#b.mp4").write_bytes(b"a file")
+    found = list_sources([str(tmp_path)])
+    uris = [f"{tmp_path}/a.tar#{name}" for name in ("b.mp4", "b.mp4", "b.tar#c.mp4", "b.tar#c.mp4")]
+    assert [source.uri for source in found] == uris
+    content = {(source.member.tar if source.member else ""): "" for source in found}
+    assert len(content) == 3
+    assert len({source.key for source in found}) == len({s.printable_uri for s in found}) == 4
+    assert len({plan_unit(source, prep=Prep()).unit_id for source in found}) == 4
+    assert len({fingerprint(source) for source in found}) == 4
+    fates = [curate(source, tmp_path / "out").rows.to_pylist()[0] for source in found]
+    assert len({(row["source_uri"], row["source_bytes"], row["fate"]) for row in fates}) == 4
+
+
+def test_other_sources_have_the_names_that_they_had(tmp_path):
+    """What ledgers know of them by."""
+    write(tmp_path / "a.tar", [("b.mp4", b"member")])
+    (tmp_path / "c.mp4").write_bytes(b"a file")
+    (tmp_path / "d#e.mp4").write_bytes(b"a file")
+    for source in list_sources([str(tmp_path)]):
+        assert source.key == source.printable_uri == source.uri
+        whole = {"uri": os.fsencode(source.uri).hex(), "sha": fingerprint(source)}
+        unit = plan_unit(source, prep=Prep())
+        assert unit.unit_id == digest_of(whole | {"prep": Prep().digest()})
+
+
+def test_words_on_a_member_find_it(tmp_path):
+    write(tmp_path / "a.tar", [("b.mp4", b"member")])
+    (tmp_path / "m.csv").write_text("video,caption\na.tar#b.mp4,a dog\n")
+    for order in (["a.tar", "m.csv"], ["m.csv", "a.tar"]):
+        [source] = list_sources([str(tmp_path / name) for name in order])
+        assert source.member
+        assert source.said.captions == (Spoken(text="a dog"),)
+
+
+def peak_of(work):
+    tracemalloc.start()
+    try:
+        done = work()
+        return done, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("count", "words"), [(4000, 0), (100, 200_000)], ids=["many", "wordy"])
+def test_memory_for_headers_does_not_grow_with_their_number(tmp_path, count, words):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for at in range(count):
+            entry = tarfile.TarInfo(f"folder/{at:08d}.dat")
+            entry.pax_headers = {"comment": "x" * words} if words else {}
+            tar.addfile(entry)
+    headers = Headers(OnDisk(str(path)).read_at, path.stat().st_size)
+    found, peak = peak_of(lambda: sum(1 for _ in entries(headers)))
+    assert found == count
+    assert peak < (400 << 10) + 8 * words
+
+
+def test_words_for_all_members_end(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for at in range(40):
+            text = b"".join(b"%d k%02d=%s\n" % (100_009, at, b"x" * 99_998) for _ in range(1))
+            entry = tarfile.TarInfo("global")
+            entry.type, entry.size = tarfile.XGLTYPE, len(text)
+            tar.fileobj.write(
+                entry.tobuf(tarfile.USTAR_FORMAT) + text.ljust(-(-len(text) // 512) * 512, b"\0")
+            )
+            tar.fileobj.write(tarfile.TarInfo(f"{at}.mp4").tobuf())
+    headers = Headers(OnDisk(str(path)).read_at, path.stat().st_size)
+    with pytest.raises(tarfile.ReadError, match="for all members"):
+        list(entries(headers))
+
+
+def test_sheets_are_not_held_all_at_once(tmp_path, put):
+    """Half a megabyte beside each of 60 videos; what stands there arrives all the same."""
+    files = []
+    for at in range(60):
+        files += [
+            (f"{at:02d}.mp4", b"v"),
+            (f"{at:02d}.txt", f"{at:02d}".encode() + b" " * (1 << 19)),
+        ]
+    files += [("gone.json", b" " * (1 << 19)), ("late.txt", b"late"), ("00.json", b'{"label": 7}')]
+    uri = put(write(tmp_path / "x.tar", files))
+    wanted = Wanted.of(Layout(), pictures=False)
+    found, peak = peak_of(lambda: list(members(uri, wanted, Said())))
+    assert [source.said.captions[0].text for source in found] == [f"{at:02d}" for at in range(60)]
+    assert found[0].said.label == "7"
+    assert peak < 14 << 20
