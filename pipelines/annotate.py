@@ -27,6 +27,7 @@ from pipelines.passes import Pass
 
 FAILURES_SHOWN = 5
 TELL_EVERY_S = 0.5
+OUTCOMES = ("made", "unchanged", "failed", "silent", "skipped", "final")
 
 
 class Teller(Protocol):
@@ -51,7 +52,7 @@ class Annotated:
 
     Made now, if only by cleaning an answer anew; unchanged from earlier runs; failed; silent (there is
     nothing to say of it); skipped (an earlier captioner has said something); left (the run was
-    stopped). `rules` counts clean-up.
+    stopped). Of those that failed, `final` will not be tried again. `rules` counts clean-up.
     """
 
     table: str
@@ -63,6 +64,7 @@ class Annotated:
     silent: int = 0
     skipped: int = 0
     left: int = 0
+    final: int = 0
     cpu_s: float = 0.0
     rules: Mapping[str, int] = field(default_factory=dict)
 
@@ -124,6 +126,9 @@ class _Round:
         one = self._pass
         found = due(self._dataset, one, skip=spoken if one.chained else frozenset())
         self._counts.update(found.counts)
+        self._counts["final"] = found.counts[
+            "failed"
+        ]  # what is stored as a failure is one for good
         try:
             self._settle(found)
             if len(found):
@@ -189,6 +194,7 @@ class _Round:
 
     def _failed(self, found: Due, clip_id: str, failure: Failure) -> None:
         self._counts["failed"] += 1
+        self._counts["final"] += failure.final
         if len(self._examples) < FAILURES_SHOWN:
             clip = found.table.filter(pc.field("clip_id") == pc.scalar(clip_id))
             uri = clip.column("source_uri")[0].as_py()
@@ -209,5 +215,5 @@ class _Round:
             left=len(found) - self._done,
             cpu_s=round(self._asker.cpu_s, 3),
             rules=dict(sorted(self._rules.items())),
-            **{name: counts[name] for name in ("made", "unchanged", "failed", "silent", "skipped")},
+            **{name: counts[name] for name in OUTCOMES},
         )

@@ -83,8 +83,9 @@ def summed(
     for problem in balance.problems:
         recorder.warn(problem)
     failed_sources, unsaid = fates["source", "failed"], sum(one.failed for one in passes)
+    tried_again = unsaid - sum(one.final for one in passes)
     enough = failed_sources <= max_failed_share * max(1, len(units))
-    enough = enough and balance.ok and not unsaid and not course.unread
+    enough = enough and balance.ok and not tried_again and not course.unread
     cpu_s = course.cpu_s + sum(one.cpu_s for one in passes) + time.process_time()
     return Result(
         verb=verb,

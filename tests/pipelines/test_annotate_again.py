@@ -61,10 +61,10 @@ def test_a_refusal_takes_the_older_caption_and_is_not_asked_again(dataset):
         assert asked("one")[1] == 6
         server.steps = [{"body": completion(None, refusal="I cannot look at this")}]
         told, requests = asked("two")
-        assert (told.failed, requests) == (6, 6)
+        assert (told.failed, told.final, requests) == (6, 6, 6)
         assert preferred(dataset) == ["red car"] * 6
         told, requests = asked("two")
-        assert (told.failed, requests) == (6, 0)
+        assert (told.failed, told.final, requests) == (6, 6, 0)
 
 
 def test_a_passing_failure_puts_older_words_behind_all_others(dataset):
@@ -110,7 +110,7 @@ def test_scores_of_older_weights_decide_nothing_after_a_failure(dataset, final):
 
     assert scored()[1] == [5.0] * 6
     told, scores = scored("new")
-    assert told.failed == 6
+    assert (told.failed, told.final) == (6, 6 if final else 0)
     assert not any(scores)
     before = Weighted.calls
     scored("new")
