@@ -113,7 +113,10 @@ def test_near_hashes_wait_for_vectors(tmp_path):
 def test_what_nothing_gives_is_named(dataset):
     keep = Keep(bounds=(Bound(score="aestetic", min=4.5),))
     assert curated(dataset, keep)[2].strangers() == ["aestetic"]
+    # The usual bound waits for a scorer in silence; one that was asked for does not.
     assert curated(dataset, Keep())[2].strangers() == []
+    asked = Keep(bounds=(Bound(score="aesthetic", min=5.5),))
+    assert curated(dataset, asked)[2].strangers() == ["aesthetic"]
 
 
 def test_own_stages_are_refused_before_anything_runs():
