@@ -16,7 +16,7 @@ from cluster.spool import Record, Spool, flat, without_secrets
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Warn = Callable[[str], None]
 LOCAL = "local-"
-END_TIMEOUT_S = 5.0
+END_TIMEOUT_S, SLOW_TIMEOUT_S = 5.0, 30.0  # for a store that is away, and for one that is slow
 RECORDS_A_PORTION = 200
 # The store understood and said no; sending again would not help. Everything else means that it is away.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
@@ -47,7 +47,12 @@ class Run:
     """One run on record; every call returns at once."""
 
     def __init__(
-        self, spool: Spool, *, hurry: Callable[[], None], fail: Callable[[BaseException], None]
+        self,
+        spool: Spool,
+        *,
+        hurry: Callable[[], None],
+        fail: Callable[[BaseException], None],
+        away: Callable[[], bool],
     ) -> None:
         self.id = spool.run_id
         self.stored_id = "" if self.id.startswith(LOCAL) else self.id
@@ -55,7 +60,7 @@ class Run:
         self.ended = False
         # Whether the store may know some of the records already.
         self.again = bool(spool.waiting())
-        self._hurry, self._fail = hurry, fail
+        self._hurry, self._fail, self._away = hurry, fail, away
         self._closed = threading.Event()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -89,7 +94,10 @@ class Run:
         self.record({"do": "end", "time_ms": now_ms(), "status": status})
         self.ended = True
         self._hurry()
-        self._closed.wait(END_TIMEOUT_S)
+        last_s = time.monotonic() + SLOW_TIMEOUT_S
+        if not self._closed.wait(END_TIMEOUT_S):
+            while time.monotonic() < last_s and not self._away() and not self._closed.wait(0.2):
+                pass
 
     def record(self, record: Record) -> None:
         """Put one record on its way."""

@@ -82,7 +82,10 @@ class Tracker:
         return run
 
     def _run(self, spool: Spool) -> Run:
-        return Run(spool, hurry=self._hurry, fail=self._warn_once)
+        return Run(spool, hurry=self._hurry, fail=self._warn_once, away=self._is_away)
+
+    def _is_away(self) -> bool:
+        return time.monotonic() < self._retry_at_s
 
     def _take_leftovers(self) -> None:
         for spool in leftovers(self._folder):

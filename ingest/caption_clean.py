@@ -86,11 +86,15 @@ class Clean:
             ("whitespace", _one_line),
             ("length", self._cut),
         )
-        for name, change in steps:
-            changed = change(text)
-            if changed != text:
-                rules.append(name)
-                text = changed
+        before = None
+        while before != text:  # what was cut short may be in quotes now
+            before = text
+            for name, change in steps:
+                changed = change(text)
+                if changed != text:
+                    rules.append(name)
+                    text = changed
+        rules = list(dict.fromkeys(rules))
         refused = self._refused(text)
         return Cleaned(text="" if refused else text, rules=tuple(rules), refused=refused)
 

@@ -59,14 +59,8 @@ def fitted(grey_HW: np.ndarray, side_px: int) -> np.ndarray:
     if min(height, width) <= side_px:
         return grey_HW
     scale = side_px / min(height, width)
-    wanted = max(1, round(width * scale)), max(1, round(height * scale))
-    # By halves as far as it goes: OpenCV takes twenty times as long for what is no whole ratio.
-    while min(height, width) >= 2 * side_px and not (height % 2 or width % 2):
-        height, width = height // 2, width // 2
-        grey_HW = cv2.resize(grey_HW, (width, height), interpolation=cv2.INTER_AREA)
-    if (width, height) == wanted:
-        return grey_HW
-    return cv2.resize(grey_HW, wanted, interpolation=cv2.INTER_AREA)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(grey_HW, size, interpolation=cv2.INTER_AREA)
 
 
 def differences(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

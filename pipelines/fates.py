@@ -75,9 +75,8 @@ def summed(
     mine = {unit.unit_id for unit in units}
     rows = dataset.ledger().select(TOLD)
     rows = rows.filter(pa.array(among(rows.column("unit_id"), mine)))
-    fates = Counter(
-        zip(rows.column("kind").to_pylist(), rows.column("fate").to_pylist(), strict=True)
-    )
+    pairs = rows.select(["kind", "fate"]).to_pydict()
+    fates = Counter(zip(pairs["kind"], pairs["fate"], strict=True))
     _tell_failures(rows.filter(pa.array(among(rows.column("fate"), ["failed"]))), recorder)
     balance = dataset.balance(mine)
     for problem in balance.problems:

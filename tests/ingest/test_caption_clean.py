@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.caption_clean import CAPTION_CHARS, Clean, script_share
@@ -15,6 +15,7 @@ WORDS = st.sampled_from(
 @given(
     st.lists(WORDS | st.text(max_size=6), max_size=12).map(" ".join), st.sampled_from([3, 40, 2000])
 )
+@example('" " The video shows', 3)
 def test_clean_is_clean(text, max_chars):
     rules = Clean(max_chars=max_chars)
     once = rules.apply(text)

@@ -301,8 +301,8 @@ def test_a_source_that_nobody_could_name_gives_no_clip(two_shots, tmp_path):
     (unit,) = units_of(source, Named(sha256="", num_parts=1), prep=Prep())
     result = curate_unit(unit, prep=Prep(), keep=KEEP_ALL, root=tmp_path)
     (row,) = result.rows.to_pylist()
-    assert (row["fate"], row["error_class"]) == ("failed", "Changed")
-    assert "when it was named" in row["message"]
+    assert (row["fate"], row["error_class"]) == ("failed", "Unnamed")
+    assert "when it was to be named" in row["message"]
 
 
 # ------------------------------------------------------------------ the shared real videos
