@@ -1,5 +1,6 @@
 """What the commands do: read the recipe, show the plan or run the verb, show the result, return the exit code."""
 
+import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +28,7 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
     """Run one verb from its recipe."""
     _announce(flags)
     table = _addressed(config.read(recipe, overrides), flags)
-    from pipelines import chain
-
-    module = chain.VERBS[name]
+    module = _module(name)
     made = config.build(module.Config, _keys(table, name, recipe), name=str(recipe))
     if flags.dry_run:
         planned = module.plan(made)
@@ -85,7 +84,6 @@ def show(recipe: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     """Print a resolved recipe with its digest."""
     flags = Flags(as_json=as_json)
     table = config.read(recipe, overrides)
-    from pipelines import chain
     from pipelines.identity import plain, recipe_digest
 
     if isinstance(table.get("steps"), dict):
@@ -95,9 +93,7 @@ def show(recipe: Path, overrides: Sequence[str], *, as_json: bool) -> None:
         digests = {name: recipe_digest(s.config) for name, s in steps.items()}
     else:
         name = config.verb_of(table, recipe)
-        single = config.build(
-            chain.VERBS[name].Config, _keys(table, name, recipe), name=str(recipe)
-        )
+        single = config.build(_module(name).Config, _keys(table, name, recipe), name=str(recipe))
         resolved, digests = {name: plain(single)}, {name: recipe_digest(single)}
     if as_json:
         render.result({"recipe": resolved, "digest": digests}, as_json=True)
@@ -105,6 +101,11 @@ def show(recipe: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     for name, values in resolved.items():
         render.out(f"{name}  {digests[name][:12]}")
         render.table([(key, str(value)) for key, value in config.flat(values).items()])
+
+
+def _module(name: str) -> Any:
+    # One of config.VERBS; the others' libraries (torch, diffusers) take seconds that curate does not need.
+    return importlib.import_module(f"pipelines.{name}")
 
 
 def _announce(flags: Flags) -> None:
