@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ray
 from ray import exceptions as failures
 
-from cluster import resources
+from cluster import raylet, resources
 from cluster.hands import Crew, Hands, Tasks, first_line, node_lost
 from cluster.worker import STAGE_WORKER, Failure, Report, describe
 
@@ -148,6 +148,7 @@ class _Loop:
                 if not self._flights and not more:
                     break
                 waiting = [*self._flights, *self._hands.building()]
+                raylet.check()
                 ready, _ = ray.wait(waiting, timeout=POLL_S)
                 self._config.meanwhile()
                 for reference in ready:
@@ -156,7 +157,8 @@ class _Loop:
                     elif (outcome := self._collect(reference)) is not None:
                         yield outcome
         finally:
-            self._hands.dismiss()
+            if not raylet.lost():
+                self._hands.dismiss()
         if self._fatal is not None:
             raise self._fatal
 

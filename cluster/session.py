@@ -23,6 +23,7 @@ from typing import IO, Any, Literal
 
 import ray
 
+from cluster import raylet
 from cluster.quiet import hushed, reread_environment
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -102,7 +103,11 @@ def _embedded(cluster: Cluster) -> Iterator[None]:
         with _environment({**ENVIRONMENT, **own, "PYTHONPATH": _python_path()}):
             os.environ.pop("RAY_AUTH_TOKEN", None)
             with _connected(cluster.address, **_shape(cluster, folder)):
-                yield
+                raylet.watch()
+                try:
+                    yield
+                finally:
+                    raylet.forget()
 
 
 def _shape(cluster: Cluster, folder: Path) -> dict[str, Any]:
