@@ -8,12 +8,6 @@ import psutil
 class RayletLost(ConnectionError):
     """The process that schedules this machine's work is gone; what was committed stays."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "Ray's own process on this machine (raylet) has died, for example because memory ran out; "
-            "what is committed stays; next: the same command again continues"
-        )
-
 
 class _Watch:
     """The raylet that this process started, if any."""
@@ -50,7 +44,10 @@ def lost() -> bool:
 def check() -> None:
     """Raise RayletLost when the watched raylet has died."""
     if lost():
-        raise RayletLost
+        raise RayletLost(
+            "Ray's own process on this machine (raylet) has died, for example because memory ran out; "
+            "what is committed stays; next: the same command again continues"
+        )
 
 
 def _is_raylet(process: psutil.Process) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal
 
 LOOK_FPS = 16  # cuts are found in this many frames a second: what the thresholds of Prep are for
 MAX_INTERVAL = 10_000
-PREP_VERSION = 2  # raise it when the same Prep starts to give other pixels or other windows
+PREP_VERSION = 3  # raise it when the same Prep starts to give other pixels or other windows
 LIMITS = (
     "max_source_bytes",
     "max_pixels",

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
+from math import ceil
 from statistics import median
 
 import numpy as np
@@ -87,7 +88,7 @@ class CutFinder:
         # Nearly all of it, not its mean: a lit figure on a dark stage is no black frame. And what
         # was black has to become clearly lit, or a dim shot would begin again and again.
         levels = self._prep.black_levels * (LIT if self._was_black else 1.0)
-        lit = np.count_nonzero(small_HW >= levels)
+        lit = np.count_nonzero(small_HW >= ceil(levels))  # a whole number: no copy as floats
         is_black = lit < 0.02 * small_HW.size
         border = self._shown and is_black != self._was_black
         self._was_black = is_black
@@ -123,8 +124,7 @@ class CutFinder:
         # Judge the span that ends with the newest look.
         if len(self._flags) <= span:
             return
-        views = list(self._views)[-1 - span :]
-        first, last = views[0], views[-1]
+        first, last = self._views[-1 - span], self._views[-1]
         if min(first.deviation, last.deviation) < FLAT_LEVELS or (
             alike(first, last) >= self._prep.cut_likeness
             or float(first.detail @ last.detail) >= GONE_DETAIL
@@ -134,6 +134,7 @@ class CutFinder:
         weight = float(step @ step)
         if weight < len(step) * self._prep.cut_min_levels**2:
             return
+        views = list(self._views)[-1 - span :]
         middle = views[span // 2].half - first.half  # most spans are no mixture even there
         share = float(middle @ step) / weight
         if float(middle @ middle) / weight - share**2 > self._prep.dissolve_residual:

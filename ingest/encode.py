@@ -25,17 +25,18 @@ EXACT: dict[str, object] = {
     "fps_mode": "passthrough",
 }
 MP4: dict[str, object] = {"f": "mp4", "movflags": "+faststart", "use_editlist": 0, "bf": 0}
-BT709: dict[str, object] = {
-    "pix_fmt": "yuv420p",
+COLOURS: dict[str, object] = {
     "colorspace": "bt709",
     "color_primaries": "bt709",
     "color_trc": "bt709",
     "color_range": "tv",
 }
+BT709: dict[str, object] = {"pix_fmt": "yuv420p", **COLOURS}
 TO_BT709: tuple[str, dict[str, object]] = (
     "scale",
     {"flags": ffmpeg.SCALE_FLAGS, "out_color_matrix": "bt709", "out_range": "tv"},
 )
+CODER = "cavlc"
 PNG = {"compression": 3}  # 9 takes four times as long for 3 % less
 
 
@@ -54,6 +55,8 @@ def _encoded(
 ) -> bytes:
     """Encode packed frames of `size` (width, height) px at `fps` and return the file.
 
+    YUV frames are BT.709, TV range.
+
     It is written to memory, because an MP4 needs a seekable place and a disk is not needed. Raises
     EncodeError with ffmpeg's reason.
     """
@@ -64,7 +67,8 @@ def _encoded(
             size=size,
             fps=fps,
             options=options,
-            pix_fmt=pix_fmt,
+            # Said of what comes in too: else the frames go through a conversion, which is not lossless.
+            frames={"pix_fmt": pix_fmt, **(COLOURS if pix_fmt == "yuv420p" else {})},
             filters=filters,
         )
         code, log = child.feed(command, frames, pass_fds=(place,), limit_s=TIMEOUT_S)
@@ -92,6 +96,9 @@ def _h264(crf: int, preset: str, gop: int) -> dict[str, object]:
         "g": gop,
         "keyint_min": gop,
         "sc_threshold": 0,
+        # A seventh more bytes than with CABAC, and two thirds of the time to decode, at the same pixels:
+        # a clip is written once and read by every epoch.
+        "coder": CODER,
         "x264-params": "open-gop=0",
         **BT709,
     }

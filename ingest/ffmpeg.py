@@ -275,12 +275,15 @@ def encode_command(
     size: tuple[int, int],
     fps: int | Fraction,
     options: dict[str, object],
-    pix_fmt: str,
+    frames: dict[str, object],
     filters: Sequence[tuple[str, dict[str, object]]],
 ) -> list[str]:
-    """Arguments that make a file at `place` of frames of `size` (width, height) from the standard input."""
+    """Arguments that make a file at `place` of frames of `size` (width, height) from the standard input.
+
+    `frames` has what ffmpeg must be told of them: pix_fmt, and colours where they are YUV.
+    """
     stream = ffmpeg.input(
-        "pipe:0", f="rawvideo", pix_fmt=pix_fmt, s=f"{size[0]}x{size[1]}", framerate=fps, threads=1
+        "pipe:0", f="rawvideo", s=f"{size[0]}x{size[1]}", framerate=fps, threads=1, **frames
     )
     for name, settings in filters:
         stream = stream.filter(name, **settings)

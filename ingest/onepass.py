@@ -21,7 +21,7 @@ from ingest.cuts import CutFinder
 from ingest.decode import check_payload
 from ingest.detectors import Make, finder
 from ingest.duplicates import phash
-from ingest.encode import PNG, encode_clip, encode_still
+from ingest.encode import CODER, PNG, encode_clip, encode_still
 from ingest.keep import Keep
 from ingest.ledger import Fate, Unit, base_row, source_row, to_table
 from ingest.looks import SHOT_SIDE_PX
@@ -274,7 +274,8 @@ def _payload_row(
     row: dict[str, object], payload: bytes, sha256: bytes, prep: Prep
 ) -> dict[str, object]:
     still = prep.contract.is_still
-    params = PNG if still else {"crf": prep.crf, "gop": prep.gop, "preset": prep.preset}
+    h264 = {"coder": CODER, "crf": prep.crf, "gop": prep.gop, "preset": prep.preset}
+    params = PNG if still else h264
     same = (
         "source_uri stream_index timebase_num timebase_den start_pts end_pts "
         "fps_num fps_den frame_count width height"

@@ -29,7 +29,7 @@ def score(
     `shrunk` gives of them, for who has it already.
     """
     small_THW = shrunk(frames) if small_THW is None else small_THW
-    counts = np.bincount(small_THW.ravel(), minlength=256)
+    counts = _histogram(small_THW)
     shares = np.cumsum(counts) / small_THW.size
     low, high = (int(np.searchsorted(shares, share)) for share in RANGE_SHARES)
     return {
@@ -40,6 +40,14 @@ def score(
         "sharpness": sharpness(small_THW),
         "flicker": flicker(small_THW),
     }
+
+
+def _histogram(grey_THW: np.ndarray) -> np.ndarray:
+    # By picture: OpenCV counts in float32, which is exact up to 16 million. NumPy takes ten times as long.
+    counts = np.zeros(256, np.int64)
+    for grey_HW in grey_THW:
+        counts += cv2.calcHist([grey_HW], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    return counts
 
 
 def shrunk(frames: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from tests.pipelines.conftest import kinoray
 from tests.pipelines.test_curate import KEEP, RECIPE
 
 NUM_KILLS, COPIES = 50, 4
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(7200)]
 
 
 def many_videos(folder: Path) -> Path:

@@ -1,5 +1,7 @@
+import io
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -22,6 +24,21 @@ def test_a_payload_decodes_to_its_frames_in_order(studio, read_numbers):
     assert read_numbers(payload_frames(payload)) == list(range(80))
     picks = [79, 3, 40, 17, 16, 15]
     assert read_numbers(payload_frames(payload, indices=picks)) == picks
+
+
+def test_planar_frames_reach_the_encoder_untouched():
+    """With crf 0 the codec loses nothing, so that any difference were a conversion on the way."""
+    frames = np.random.default_rng(0).integers(16, 236, (80, 96, 64), np.uint8)
+    payload = encode_clip(frames, Prep(crf=0))
+    with av.open(io.BytesIO(payload)) as opened:
+        stream = opened.streams.video[0]
+        decoded = [np.array(frame.to_ndarray()) for frame in opened.decode(stream)]
+        told = stream.codec_context
+        assert (told.colorspace, told.color_primaries, told.color_trc, told.color_range) == (
+            *(1, 1, 1),  # BT.709
+            1,  # TV range
+        )
+    assert np.array_equal(np.stack(decoded), frames)
 
 
 def test_colours_survive():
