@@ -100,6 +100,12 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 
 
 @pytest.fixture(scope="session")
+def good(studio: Studio) -> Path:
+    """A video without a flaw, five seconds and a bit."""
+    return studio.numbered("n24.mp4", fps="24", count=123)
+
+
+@pytest.fixture(scope="session")
 def keep_all() -> Keep:
     return KEEP_ALL
 

@@ -14,20 +14,10 @@ import pytest
 from ingest.clip import Contract, Prep
 from ingest.onepass import OnePass
 from ingest.sources import list_sources
+from tests.ingest.attacks import SHORT, only
 from tests.ingest.boxes import TRACK, place_of_box
 
-SHORT = Prep(decode_timeout_s=30.0, stall_timeout_s=10.0)
 MIB = 1 << 20
-
-
-def only(result):
-    row = result.rows.to_pylist()[0]
-    return row["fate"], row["rule"] or row["error_class"], row["message"] or ""
-
-
-@pytest.fixture(scope="module")
-def good(studio):
-    return studio.numbered("n24.mp4", fps="24", count=123)
 
 
 # ------------------------------------------------------------------ what a file says of itself

@@ -14,22 +14,11 @@ from contextlib import contextmanager
 import imageio_ffmpeg
 import pytest
 
-from ingest.clip import Prep
 from ingest.sources import list_sources
+from tests.ingest.attacks import SHORT, only
 from tests.ingest.boxes import box, place_of_box
 
-SHORT = Prep(decode_timeout_s=30.0, stall_timeout_s=10.0)
 IN_OPEN = 0x20
-
-
-def only(result):
-    row = result.rows.to_pylist()[0]
-    return row["fate"], row["rule"] or row["error_class"], row["message"] or ""
-
-
-@pytest.fixture(scope="module")
-def good(studio):
-    return studio.numbered("n24.mp4", fps="24", count=123)
 
 
 @contextmanager
