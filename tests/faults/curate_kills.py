@@ -1,5 +1,6 @@
 """Curation killed at random moments: its driver, a worker, or the raylet, by their process ids only."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from ingest.store import Dataset
 from tests.pipelines.conftest import CHECKOUT
 
 VICTIMS = ("driver", "worker", "raylet")
+AGENTS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # no worker at its work
 END_S = 240.0
 
 
@@ -35,15 +37,15 @@ def killed_once(folder: Path, words: list[str], victim: str, after_s: float, dat
     run = psutil.Process(process.pid)
     wait_for(lambda: process.poll() is not None or (rows(dataset) >= 0 and find(run, "worker")))
     time.sleep(after_s)
-    children = family(run)  # those of a dead driver are nobody's
-    target = run if victim == "driver" else find(run, victim)
-    done = "finished"
-    if process.poll() is None and target is not None:
-        try:
-            target.kill()
-            done = "killed"
-        except psutil.NoSuchProcess:
-            pass
+    done, children = "finished", []
+    while done == "finished" and process.poll() is None:
+        children = family(run)  # those of a dead driver are nobody's
+        target = find(run, victim)  # between two tasks no worker works
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if target is not None:
+                target.kill()
+                done = "killed"
+        time.sleep(0.02)
     children += family(run)
     try:
         process.wait(END_S)
@@ -57,7 +59,9 @@ def killed_once(folder: Path, words: list[str], victim: str, after_s: float, dat
 
 
 def find(run: psutil.Process, victim: str) -> psutil.Process | None:
-    """Return a child of the run of that kind: a Ray worker that works on a source, or the raylet."""
+    """Return the driver, which is the run itself, or a child: a Ray worker that is at work, or the raylet."""
+    if victim == "driver":
+        return run
     for one in family(run):
         try:
             name, command = one.name(), " ".join(one.cmdline())
@@ -65,7 +69,7 @@ def find(run: psutil.Process, victim: str) -> psutil.Process | None:
             continue
         if victim == "raylet" and name == "raylet":
             return one
-        if victim == "worker" and command.startswith("ray::") and "IDLE" not in command:
+        if victim == "worker" and command.startswith("ray::") and not command.startswith(AGENTS):
             return one
     return None
 
