@@ -95,7 +95,7 @@ class _Image(nn.Module):
 def peer(job: Job, shape: stunet.Config) -> tuple[Call, list[nn.Parameter]]:
     """Return lumiere-pytorch around the same image model, its modules behind the same blocks."""
     sys.path.insert(0, job.peers)
-    Lumiere: Any = importlib.import_module("lumiere_pytorch").Lumiere  # noqa: N806  a class
+    Lumiere: Any = importlib.import_module("lumiere_pytorch").Lumiere
 
     image = _Image(stunet.image_unet(shape, seed=0), shape.text_dim)
     model = Lumiere(
