@@ -1,19 +1,23 @@
-"""Text to tokens: the protocol, and a deterministic conditioner that needs no weights.
+"""Text to tokens: the protocol, its kinds by name, and one of them that needs no weights.
 
 HashedText gives each word a fixed random vector, so a tiny model can learn captions offline; it
-knows no meaning. The null prompt "" is all zeros. Letters: B batch, N tokens, D width of tokens.
+knows no meaning. The null prompt is "" for every kind: all zeros here, the empty text's own
+sequence for a trained tower (what guidance was trained with). One text gives the same bits on a
+CPU whatever else is asked. Letters: B batch, N tokens, D width of tokens.
 """
 
+import difflib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
-from models import noise
+from models import noise, texts
 
 
 class TextConditioner(Protocol):
@@ -28,8 +32,12 @@ class TextConditioner(Protocol):
         """Return an id that changes whenever the tokens of any text would change."""
         ...
 
-    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return tokens_BND, fp32; the null prompt is ""."""
+    def settings(self) -> dict[str, Any]:
+        """Return what `text_conditioner` makes it of, as JSON; device and precision are not in it."""
+        ...
+
+    def __call__(self, texts_: Sequence[str], /) -> torch.Tensor:
+        """Return tokens_BND, fp32 on the CPU; the null prompt is ""; longer texts are cut."""
         ...
 
 
@@ -40,17 +48,79 @@ class HashedText:
     dim: int = 64
     length: int = 16
 
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.length < 1:
+            raise ValueError(f"dim {self.dim} and length {self.length} of texts must be >= 1")
+
     def digest(self) -> str:
         """Return the id of this vocabulary."""
         return f"hashed-text/v1/{noise.NOISE_ID}/dim={self.dim}/length={self.length}"
 
-    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+    def settings(self) -> dict[str, Any]:
+        """Return what `text_conditioner` makes this of, as JSON."""
+        return {"kind": "hashed", "dim": self.dim, "length": self.length}
+
+    def __call__(self, texts_: Sequence[str]) -> torch.Tensor:
         """Return tokens_BND, fp32; unused places are zero."""
-        tokens_BND = torch.zeros(len(texts), self.length, self.dim)
-        for row, text in enumerate(texts):
+        tokens_BND = torch.zeros(len(texts_), self.length, self.dim)
+        for row, text in enumerate(texts.checked(texts_)):
             for place, word in enumerate(words(text)[: self.length]):
                 tokens_BND[row, place] = _vector(word, self.dim)
         return tokens_BND
+
+
+# The kinds of conditioner, what each is told, and of which type; those in _REQUIRED have no default.
+KINDS: dict[str, dict[str, type]] = {
+    "hashed": {"dim": int, "length": int},
+    "open_clip": {"model": str, "path": str, "sha256": str, "tag": str, "pad": str, "skip": int},
+    "t5": {"folder": str, "length": int},
+}
+_REQUIRED = {"hashed": (), "open_clip": ("model",), "t5": ("folder",)}
+
+
+def text_conditioner(
+    settings: Mapping[str, Any], *, device: str = "cpu", precision: Any = None
+) -> TextConditioner:
+    """Return the conditioner of {"kind": ..., its own keys}, the inverse of its `settings()`.
+
+    Without "kind" it is "hashed", as in older checkpoints. Models are loaded when first used, on
+    `device`. ValueError names a wrong kind, key or value.
+    """
+    told = dict(settings)
+    kind = told.pop("kind", "hashed")
+    _check_settings(kind, told)
+    if kind == "hashed":
+        return HashedText(**told)
+    # open_clip and transformers take seconds to import: only for those who name them
+    if kind == "t5":
+        from models.text_t5 import T5Text  # noqa: PLC0415
+
+        told["folder"] = Path(told["folder"])
+        return T5Text(**told, device=device, precision=precision)
+    from models.clip_weights import Weights  # noqa: PLC0415
+    from models.text_clip import ClipText  # noqa: PLC0415
+
+    own = {key: told.pop(key) for key in ("pad", "skip") if key in told}
+    told["path"] = Path(told["path"]) if told.get("path") else None
+    return ClipText(weights=Weights(**told), **own, device=device, precision=precision)
+
+
+def _check_settings(kind: Any, told: Mapping[str, Any]) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"unknown text conditioner {kind!r}: use one of {', '.join(KINDS)}")
+    known = KINDS[kind]
+    for key, value in told.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            raise ValueError(f"text conditioner {kind}: unknown key {key!r}: {hint}")
+        if type(value) is not known[key]:
+            raise ValueError(
+                f"text conditioner {kind}: {key} must be {known[key].__name__}, not {value!r}"
+            )
+    missing = [key for key in _REQUIRED[kind] if not told.get(key)]
+    if missing:
+        raise ValueError(f"text conditioner {kind}: {missing[0]} is missing")
 
 
 def words(text: str) -> list[str]:

@@ -19,21 +19,21 @@ def reduce(
 ) -> torch.Tensor:
     """Return the reconciled video_BCTHW, fp32, from (window index, prediction_BCTHW) in any order.
 
-    Windows that agree on a frame leave it bit-equal, whatever the weights. Raises ValueError on a
-    missing, duplicate, misshapen or non-finite window.
+    Windows that agree on a frame leave it bit-equal, whatever the weights. A window that arrives
+    again with the same values (one that was thought lost) changes nothing. Raises ValueError on a
+    missing, contradicting, misshapen or non-finite window.
     """
     ordered = _ordered(windows, plan)
     b, c, _, h, w = ordered[0].shape
     video = torch.zeros(b, c, plan.frames, h, w, device=ordered[0].device)
-    ratios_KT = _ratios(weights_KT).to(video)
+    shares_KT = shares(weights_KT).to(video)
     for k, prediction in enumerate(ordered):
         part = video[:, :, plan.slice(k)]
-        # a running mean: an equal value adds exactly zero
-        part += ratios_KT[k, plan.slice(k)][:, None, None] * (prediction.float() - part)
+        blend(part, prediction, shares_KT[k, plan.slice(k)])
     return video
 
 
-def _ratios(weights_KT: torch.Tensor) -> torch.Tensor:
+def shares(weights_KT: torch.Tensor) -> torch.Tensor:
     """Return each weight's share of the weights up to it, so that means can be taken one by one."""
     weights = weights_KT.double()
     if not bool((weights >= 0).all()) or not bool((weights.sum(0) > 0).all()):
@@ -42,18 +42,31 @@ def _ratios(weights_KT: torch.Tensor) -> torch.Tensor:
     return torch.where(weights > 0, ratios, 0.0)
 
 
+def blend(mean_BCTHW: torch.Tensor, value_BCTHW: torch.Tensor, share_T: torch.Tensor) -> None:
+    """Take the next value into a running mean, in place; an equal value adds exactly zero."""
+    mean_BCTHW += share_T[:, None, None] * (value_BCTHW.float() - mean_BCTHW)
+
+
+def accept(
+    found: dict[int, torch.Tensor], index: int, prediction: torch.Tensor, plan: Plan
+) -> None:
+    """Put an arrived window among those `found`; ValueError names one that cannot be right."""
+    if not 0 <= index < len(plan.starts):
+        raise ValueError(f"window {index} is not in the plan of {len(plan.starts)}")
+    if prediction.shape[2] != plan.window:
+        raise ValueError(f"window {index} has {prediction.shape[2]} frames, not {plan.window}")
+    if not bool(torch.isfinite(prediction).all()):
+        raise ValueError(f"window {index} holds NaN or infinite values")
+    if index in found and not torch.equal(found[index], prediction):
+        # which of the two is right cannot be told, and taking either would depend on their order
+        raise ValueError(f"window {index} arrived twice, with different values")
+    found[index] = prediction
+
+
 def _ordered(windows: Iterable[tuple[int, torch.Tensor]], plan: Plan) -> list[torch.Tensor]:
     found: dict[int, torch.Tensor] = {}
     for index, prediction in windows:
-        if index in found:
-            raise ValueError(f"window {index} arrived twice")
-        if not 0 <= index < len(plan.starts):
-            raise ValueError(f"window {index} is not in the plan of {len(plan.starts)}")
-        if prediction.shape[2] != plan.window:
-            raise ValueError(f"window {index} has {prediction.shape[2]} frames, not {plan.window}")
-        if not bool(torch.isfinite(prediction).all()):
-            raise ValueError(f"window {index} holds NaN or infinite values")
-        found[index] = prediction
+        accept(found, index, prediction, plan)
     missing = [k for k in range(len(plan.starts)) if k not in found]
     if missing:
         raise ValueError(f"windows {missing} are missing")

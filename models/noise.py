@@ -3,7 +3,11 @@
 Philox4x32-10 (Salmon et al., SC 2011) with Box-Muller, id "philox4x32-10/bm/v1": key = the 64-bit
 seed, counter = (stream, step, frame, block), four words a block give four normals. Batch, worker,
 window plan and resume point therefore cannot change a sample. The numpy functions are the
-reference; torch (int64) is what runs. Letters: B batch, T frames, N blocks, 4 words of a block.
+reference; torch (int64) is what runs. The integers, and uniforms, are the same bits on every device
+and library. Normals go through log, sqrt, cos and sin of float64, which may differ in their last
+bits between libraries and so, after rounding to fp32, by an ulp in rare values (numpy and torch
+on x86: none of 3,145,728); on one machine they are the same bits always.
+Letters: B batch, T frames, N blocks, 4 words of a block.
 """
 
 import hashlib

@@ -5,7 +5,7 @@ temporal convolutions everywhere, no temporal attention (Lumiere, section 3.2; I
 Letters: B batch, C channels, T frames, H height, W width, N tokens, D width of tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -17,10 +17,16 @@ from models.diffusion import Denoise, Schedule, alpha_sigma, from_x0
 # bilinear enlargement loses on natural video (26 dB), and only the start of learning hangs on it.
 DETAIL_STD = 0.1
 
+SCALES = (2, 4, 8)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """Shape of an SSR; `sample_px` is the side it makes, `max_level` the strongest augmentation."""
+    """Shape of an SSR; `sample_px` is the side it makes, `max_level` the strongest augmentation.
+
+    known: it also takes known pixels at its own resolution. precondition: see `denoiser`; False is
+    for weights of public image SSRs, which predict by themselves from cat(x_t, condition).
+    """
 
     sample_px: int = 64
     scale: int = 2
@@ -32,15 +38,20 @@ class Config:
     head_dim: int = 16
     norm_groups: int = 8
     max_level: float = 0.5
+    known: bool = False
+    precondition: bool = True
 
     def __post_init__(self) -> None:
-        if self.scale < 2 or not 0.0 <= self.max_level < 1.0:
-            raise ValueError("an SSR needs scale >= 2 and max_level in [0, 1)")
+        _check_scale(self.scale)
+        if self.sample_px % self.scale:
+            raise ValueError(f"sample_px {self.sample_px} does not divide by scale {self.scale}")
+        if not 0.0 <= self.max_level < 1.0:
+            raise ValueError(f"max_level {self.max_level} of an SSR must lie in [0, 1)")
 
     @property
     def network(self) -> stunet.Config:
         """The STUNet this stands for."""
-        return stunet.Config(
+        config = stunet.Config(
             sample_px=self.sample_px,
             in_channels=2 * self.channels,
             out_channels=self.channels,
@@ -54,6 +65,7 @@ class Config:
             norm_groups=self.norm_groups,
             noise_level=True,
         )
+        return replace(config, known=True) if self.known else config
 
 
 def build(config: Config, *, seed: int) -> stunet.STUNet:
@@ -62,12 +74,17 @@ def build(config: Config, *, seed: int) -> stunet.STUNet:
 
 
 def upsample(low_BCTHW: torch.Tensor, scale: int) -> torch.Tensor:
-    """Return the video enlarged bilinearly in height and width by `scale`."""
+    """Return the video enlarged bilinearly in height and width by `scale`: 2, 4 or 8."""
+    _check_scale(scale)
     return functional.interpolate(low_BCTHW, scale_factor=(1, scale, scale), mode="trilinear")
 
 
 def shrink(high_BCTHW: torch.Tensor, scale: int) -> torch.Tensor:
     """Return the video reduced by area averaging: the small video of a training pair."""
+    _check_scale(scale)
+    height, width = high_BCTHW.shape[-2:]
+    if height % scale or width % scale:
+        raise ValueError(f"{height}x{width} pixels do not divide by scale {scale}: crop them")
     return functional.avg_pool3d(high_BCTHW, (1, scale, scale))
 
 
@@ -86,13 +103,25 @@ def denoiser(
     level_B: torch.Tensor,
     *,
     schedule: Schedule,
+    precondition: bool = True,
+    known_BCTHW: torch.Tensor | None = None,
 ) -> Denoise:
     """Return the SSR as a function of (x_t, timestep_B) for one augmented, enlarged condition.
 
     The network says how far x0 lies from the mean of its posterior, in standard deviations, if x0 were
     Gaussian around the condition, and it sees x_t as the normalised innovation. So an SSR starts from the
     enlarged video and learns detail; it need not learn to copy (as Karras et al. 2022 for images).
+    Without `precondition` it sees cat(x_t, condition) and its output is the prediction itself.
+    known_BCTHW are known pixels and their mask at the SSR's resolution, C + 1 channels, or none.
     """
+    known = {} if known_BCTHW is None else {"known_BCTHW": known_BCTHW}
+
+    def network(x_BCTHW: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
+        both = torch.cat((x_BCTHW, condition_BCTHW), dim=1)
+        return model(both, timestep_B, text_BND, level_B=level_B, **known)
+
+    if not precondition:
+        return network
     s = level_B.reshape(-1, 1, 1, 1, 1).to(condition_BCTHW)
     mean = condition_BCTHW / (1.0 - s**2).sqrt()
     variance = s**2 / (1.0 - s**2) + DETAIL_STD**2
@@ -101,10 +130,14 @@ def denoiser(
         alpha, sigma = alpha_sigma(schedule, timestep_B, x_BCTHW)
         total = alpha**2 * variance + sigma**2
         innovation = (x_BCTHW - alpha * mean) / total.sqrt()
-        both = torch.cat((innovation, condition_BCTHW), dim=1)
-        detail = model(both, timestep_B, text_BND, level_B=level_B)
+        detail = network(innovation, timestep_B)
         expected = mean + alpha * variance / total.sqrt() * innovation
         x0 = expected + sigma * (variance / total).sqrt() * detail
         return from_x0(x0, x_BCTHW, timestep_B, schedule)
 
     return denoise
+
+
+def _check_scale(scale: int) -> None:
+    if scale not in SCALES:
+        raise ValueError(f"the scale of an SSR must be 2, 4 or 8, not {scale}: chain two for more")

@@ -81,29 +81,53 @@ def boundaries(plan: Plan) -> tuple[int, ...]:
     return tuple(sorted(edges))
 
 
-def weights(plan: Plan, kind: str = "linear") -> torch.Tensor:
+def weights(plan: Plan, kind: str = "linear", trim: int = 0) -> torch.Tensor:
     """Return weights_KT, float64, zero outside a window, summing to 1 on every frame.
 
-    Kinds: "linear" and "hann" fade over each overlap, "uniform" averages.
+    Kinds: "linear" and "hann" fade over each overlap, "uniform" averages. The `trim` frames next to
+    a cut (a window's end that is not the video's) weigh 0: a network that sees that far in time is
+    wrong there. ValueError unless every overlap has twice as many frames.
     """
     if kind not in {"linear", "hann", "uniform"}:
         raise ValueError(f"unknown window weights {kind!r}: use linear, uniform or hann")
+    check_trim(plan, trim)
     table = torch.zeros(len(plan.starts), plan.frames, dtype=torch.float64)
     for k in range(len(plan.starts)):
-        table[k, plan.slice(k)] = _profile(plan, k, kind)
+        table[k, plan.slice(k)] = _profile(plan, k, kind, trim)
     return table / table.sum(0)
 
 
-def _profile(plan: Plan, k: int, kind: str) -> torch.Tensor:
+def check_trim(plan: Plan, trim: int) -> None:
+    """Raise ValueError unless trimmed windows still cover every frame: overlap >= 2 * trim."""
+    if trim < 0:
+        raise ValueError(f"trim {trim} must be >= 0 frames")
+    for k, overlap in enumerate(plan.overlaps):
+        if overlap < 2 * trim:
+            raise ValueError(
+                f"trim {trim} needs overlaps of {2 * trim} frames, but windows {k} and {k + 1} "
+                f"share {overlap}: plan an overlap of at least {2 * trim}"
+            )
+
+
+def trimmed(plan: Plan, index: int, trim: int) -> slice:
+    """Return the frames of window `index` without the `trim` ones next to its cuts."""
+    whole = plan.slice(index)
+    start = whole.start + (trim if index > 0 else 0)
+    return slice(start, whole.stop - (trim if index < len(plan.starts) - 1 else 0))
+
+
+def _profile(plan: Plan, k: int, kind: str, trim: int) -> torch.Tensor:
     """Return the unnormalised weights of one window: 1 inside, fading over both overlaps."""
     place = torch.arange(plan.window, dtype=torch.float64)
     profile = torch.ones_like(place)
-    if kind == "uniform":
-        return profile
     if k > 0:
-        profile = torch.minimum(profile, (place + 1) / (plan.overlaps[k - 1] + 1))
+        fade = (place + 1 - trim) / (plan.overlaps[k - 1] - 2 * trim + 1)
+        profile = torch.minimum(profile, fade.clamp(min=0.0))
     if k < len(plan.starts) - 1:
-        profile = torch.minimum(profile, (plan.window - place) / (plan.overlaps[k] + 1))
+        fade = (plan.window - place - trim) / (plan.overlaps[k] - 2 * trim + 1)
+        profile = torch.minimum(profile, fade.clamp(min=0.0))
+    if kind == "uniform":
+        return (profile > 0).double()
     return torch.sin(profile * (torch.pi / 2)) ** 2 if kind == "hann" else profile
 
 

@@ -1,9 +1,11 @@
 """Hashed tokens: fixed for a word, different between words, zero for nothing."""
 
+import json
+
 import pytest
 import torch
 
-from models.conditioning import HashedText, drop_text, words
+from models.conditioning import HashedText, drop_text, text_conditioner, words
 
 
 def test_words_are_folded_and_bare():
@@ -57,3 +59,42 @@ def test_dropping_is_addressed_and_about_the_share():
     one = drop_text(text[:1], null, seeds=[17], step=1, share=0.1)
     assert torch.equal(one[0], dropped[17])
     assert torch.equal(drop_text(text, null, seeds=range(1000), step=1, share=0.0), text)
+
+
+def test_hashed_text_refuses_what_is_none_and_has_the_same_bits_in_every_batch():
+    text = HashedText(dim=8, length=3)
+    both = text(["a rabbit", ""])
+    assert torch.equal(text([""])[0], both[1])
+    assert torch.equal(text(["a rabbit"])[0], both[0])
+    assert text([]).shape == (0, 3, 8)
+    with pytest.raises(TypeError, match="text 0 is bytes"):
+        text([b"a rabbit"])
+    with pytest.raises(TypeError, match="must be a list of strings"):
+        text("a rabbit")
+    with pytest.raises(ValueError, match="dim 0 and length 16"):
+        HashedText(dim=0)
+
+
+def test_settings_make_the_same_conditioner_again():
+    text = HashedText(dim=8, length=3)
+    assert text_conditioner(json.loads(json.dumps(text.settings()))) == text
+    assert text_conditioner({"dim": 8, "length": 3}) == text  # of older checkpoints
+    assert text_conditioner({"kind": "hashed"}) == HashedText()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "clip"}, "unknown text conditioner 'clip': use one of hashed, open_clip, t5"),
+        ({"kind": "hashed", "lenght": 3}, "hashed: unknown key 'lenght': did you mean length"),
+        ({"kind": "t5", "folder": "x", "zzz": 1}, "t5: unknown key 'zzz': it takes folder, length"),
+        ({"kind": "t5"}, "t5: folder is missing"),
+        ({"kind": "open_clip", "tag": "openai"}, "open_clip: model is missing"),
+        ({"kind": "open_clip", "model": "ViT-B-32"}, "give path and sha256, or a tag"),
+        ({"kind": "hashed", "dim": "64"}, "hashed: dim must be int, not '64'"),
+        ({"kind": "hashed", "dim": True}, "hashed: dim must be int, not True"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        text_conditioner(settings)

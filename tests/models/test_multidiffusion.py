@@ -111,7 +111,7 @@ def part(value: float = 0.0, frames: int = 4) -> torch.Tensor:
     ("arrived", "message"),
     [
         ([(0, part())], r"windows \[1\] are missing"),
-        ([(0, part()), (0, part()), (1, part())], "window 0 arrived twice"),
+        ([(0, part()), (0, part(1.0)), (1, part())], "window 0 arrived twice, with different"),
         ([(0, part()), (2, part())], "window 2 is not in the plan of 2"),
         ([(0, part()), (1, part(frames=3))], "window 1 has 3 frames, not 4"),
         ([(0, part()), (1, part(float("nan")))], "window 1 holds NaN"),

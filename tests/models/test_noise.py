@@ -68,6 +68,18 @@ def test_normals_agree_within_two_ulp(seed, step, frames):
     assert (np.abs(ours - reference) <= 2 * np.spacing(np.abs(reference))).all()
 
 
+@settings(max_examples=25)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(1, 9))
+def test_uniforms_are_the_reference_integers(seed, step, count):
+    """53 bits of two words: no rounding, so that every device must give these."""
+    counter = np.zeros((5, 4), np.uint32)
+    counter[:, 0], counter[:, 1], counter[:, 3] = noise.STREAMS["level"], step, range(5)
+    key = np.array([seed % 2**32, seed >> 32], np.uint32)
+    pairs = noise.philox_numpy(counter, key).astype(object).reshape(-1, 2)
+    expected = [((int(a) >> 5) * 2**26 + (int(b) >> 6)) / 2**53 for a, b in pairs][:count]
+    assert noise.uniform(seed, stream="level", step=step, count=count).tolist() == expected
+
+
 def test_a_frame_does_not_depend_on_its_neighbours_batch_or_order():
     kind = {"stream": "initial", "step": 3, "shape": (3, 6, 5)}
     whole = noise.normal(11, frames=range(20), **kind)

@@ -101,7 +101,70 @@ def test_every_parameter_has_a_gradient_so_ddp_needs_no_search():
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_without_preconditioning_it_is_the_image_ssr_on_every_frame():
+    """So weights of a public image SSR can be inflated: cat(x_t, condition) in, prediction out."""
+    model = ssr.build(CONFIG, seed=0)
+    x_t, condition, text = randn(2, 3, 5, 16, 16), randn(2, 3, 5, 16, 16, seed=1), randn(2, 4, 16)
+    t, level = torch.tensor([3, 700]), torch.tensor([0.1, 0.4])
+    told = {"schedule": SCHEDULE, "precondition": False}
+    with torch.no_grad():
+        video = ssr.denoiser(model, condition, text, level, **told)(x_t, t)
+        for frame in range(5):
+            both = torch.cat((x_t[:, :, frame], condition[:, :, frame]), 1)
+            image = model.unet(both, t, text, class_labels=1000 * level).sample
+            assert (video[:, :, frame] - image).abs().max() <= 2e-6
+        # control: preconditioned, or the two inputs the other way round, it is another model
+        other = ssr.denoiser(model, condition, text, level, schedule=SCHEDULE)(x_t, t)
+        assert not torch.allclose(other, video, atol=0.1)
+        swapped = ssr.denoiser(model, x_t, text, level, **told)(condition, t)
+        assert not torch.allclose(swapped, video, atol=1e-2)
+
+
+@pytest.mark.parametrize("precondition", [True, False])
+def test_known_pixels_reach_the_network_as_they_are(precondition):
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x_BCTHW, _timestep_B, _text_BND, *, level_B, **known):
+            seen.append((level_B, known))
+            return torch.zeros_like(x_BCTHW[:, :3])
+
+    x, known, level = randn(1, 3, 2, 8, 8), randn(1, 4, 2, 8, 8), torch.tensor([0.2])
+    told = {"schedule": SCHEDULE, "precondition": precondition}
+    for given in (known, None):
+        denoise = ssr.denoiser(Spy(), x, randn(1, 2, 4), level, known_BCTHW=given, **told)
+        denoise(x, torch.tensor([9]))
+    assert seen[0][1]["known_BCTHW"] is known
+    assert seen[1][1] == {}
+
+
+@pytest.mark.parametrize("scale", ssr.SCALES)
+def test_every_scale_makes_pairs_that_belong_together(scale):
+    config = ssr.Config(sample_px=32, scale=scale, widths=(8, 16), head_dim=8)
+    high = randn(1, 3, 2, config.sample_px, config.sample_px)
+    low = ssr.shrink(high, scale)
+    assert low.shape[-1] * scale == config.sample_px
+    assert ssr.upsample(low, scale).shape == high.shape
+    # an area mean, so each small pixel is that of its square
+    assert torch.allclose(low[0, 0, 0, 0, 0], high[0, 0, 0, :scale, :scale].mean(), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [-2, 0, 1, 3, 16])
+def test_scales_that_cannot_be_are_refused_by_name(scale):
+    message = f"the scale of an SSR must be 2, 4 or 8, not {scale}"
+    with pytest.raises(ValueError, match=message):
+        ssr.Config(sample_px=48, scale=scale)
+    with pytest.raises(ValueError, match=message):
+        ssr.upsample(randn(1, 3, 1, 8, 8), scale)
+    with pytest.raises(ValueError, match=message):
+        ssr.shrink(randn(1, 3, 1, 8, 8), scale)
+
+
 def test_configurations_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="scale >= 2"):
-        ssr.Config(scale=1)
+    with pytest.raises(ValueError, match="sample_px 36 does not divide by scale 8"):
+        ssr.Config(sample_px=36, scale=8)
+    with pytest.raises(ValueError, match=r"max_level 1.0 of an SSR"):
+        ssr.Config(max_level=1.0)
+    with pytest.raises(ValueError, match="10x8 pixels do not divide by scale 4"):
+        ssr.shrink(randn(1, 3, 1, 10, 8), 4)
     assert ssr.Config().network.frames_multiple == 1

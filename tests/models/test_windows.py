@@ -51,6 +51,37 @@ def test_boundaries_are_where_the_covering_windows_change(drawn):
     assert windows.boundaries(plan) == changes
 
 
+@given(plans(), st.sampled_from(["linear", "uniform", "hann"]), st.integers(0, 4))
+def test_trimmed_weights_are_a_partition_of_unity_away_from_cuts(drawn, kind, trim):
+    plan, _ = drawn
+    if any(overlap < 2 * trim for overlap in plan.overlaps):
+        with pytest.raises(ValueError, match=f"trim {trim} needs overlaps of {2 * trim} frames"):
+            windows.weights(plan, kind, trim)
+        return
+    table = windows.weights(plan, kind, trim)
+    assert torch.allclose(table.sum(0), torch.ones(plan.frames, dtype=torch.float64), atol=1e-12)
+    for k, start in enumerate(plan.starts):
+        cut = [t for t in range(plan.frames) if
+               (start > 0 and t < start + trim)
+               or (start + plan.window < plan.frames and t >= start + plan.window - trim)
+               or not start <= t < start + plan.window]  # fmt: skip
+        kept = sorted(set(range(plan.frames)) - set(cut))
+        assert (table[k][cut] == 0).all()
+        assert (table[k][kept] > 0).all()
+        assert list(range(plan.frames))[windows.trimmed(plan, k, trim)] == kept
+
+
+def test_trimming_shortens_the_fade():
+    """Overlap 6 without the 2 frames beside each cut leaves 2 to fade over: steps of 1/3."""
+    plan = windows.exact(26, 16, 6)
+    second = windows.weights(plan, trim=2)[1]
+    assert second[10:17].tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1, 1])
+    assert windows.weights(plan, trim=3)[1, 12:14].tolist() == [0, 1]
+    assert torch.equal(windows.weights(plan, trim=0), windows.weights(plan))
+    with pytest.raises(ValueError, match="trim -1 must be >= 0"):
+        windows.weights(plan, trim=-1)
+
+
 def test_examples_of_the_design():
     assert windows.clamped(80, 16, 2).starts == (0, 14, 28, 42, 56, 64)
     assert windows.even(80, 16, 2).starts == (0, 13, 26, 38, 51, 64)
