@@ -21,7 +21,7 @@ def checked(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: a network that is trained may keep the tokens
 def encoded(
     texts: Sequence[str],
     encode: Callable[[list[str]], torch.Tensor],

@@ -4,14 +4,14 @@ Roles (models.md 10): base = the image model, motion = the temporal modules trai
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models import checkpoint, stunet
-from models.conditioning import HashedText
+from models.conditioning import TextConditioner, text_conditioner
 from models.diffusion import Schedule
 from models.ssr import Config as SsrConfig
 from pipelines.identity import plain
@@ -25,19 +25,20 @@ class Spec:
     role: stunet.Role
     network: stunet.Config
     schedule: Schedule
-    text: HashedText
+    text: TextConditioner
     frames: int
     fps: int
     ssr: SsrConfig | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` undoes it."""
-        return {**plain(self), "text_digest": self.text.digest()}
+        told = {"text": self.text.settings(), "text_digest": self.text.digest()}
+        return {**plain(replace(self, text=None)), **told}  # type: ignore[arg-type]  told apart
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> "Spec":
         """Return the Spec; ValueError when the text conditioner of this version is not the recorded one."""
-        text = HashedText(**table["text"])
+        text = text_conditioner(table["text"])
         if text.digest() != table["text_digest"]:
             raise ValueError(
                 f"the checkpoint was trained with text conditioner {table['text_digest']}, "
