@@ -232,40 +232,34 @@ def timesteps(schedule: Schedule, steps: int) -> list[int]:
 def make_scheduler(name: str, schedule: Schedule, steps: int) -> Scheduler:
     """Return a diffusers scheduler, "ddim", "dpm++" (2M) or "ddpm" (ancestral), set to `timesteps`.
 
-    Its own `timesteps` name the steps for `advance`. A DDIM scheduler gets the table of the chosen
-    timesteps alone, where the next is one down: on the whole table it goes down by num_timesteps //
+    Its own `timesteps` name the steps for `advance`. A DDIM scheduler keeps the chosen timesteps of
+    its table alone, where the next is one down: on the whole table it goes down by num_timesteps //
     steps, which misses the next timestep, and the clean end too, unless the steps divide.
     """
     chosen = timesteps(schedule, steps)
     abar = alphas_cumprod(schedule)
+    betas = 1.0 - abar / torch.cat((torch.ones(1, dtype=torch.float64), abar[:-1]))
     kind = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}[schedule.prediction]
-    common: dict[str, Any] = {"prediction_type": kind, "timestep_spacing": "trailing"}
+    common: dict[str, Any] = {
+        "num_train_timesteps": schedule.num_timesteps,
+        "trained_betas": betas.tolist(),
+        "prediction_type": kind,
+        "timestep_spacing": "trailing",
+    }
     if name in {"ddim", "ddpm"}:
-        scheduler = DDIMScheduler(
-            **common,
-            num_train_timesteps=steps,
-            trained_betas=_betas(abar[chosen[::-1]]),
-            clip_sample=False,
-            set_alpha_to_one=True,
-        )
-        scheduler.set_timesteps(steps)
-        return scheduler
+        ddim = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+        ddim.alphas_cumprod = ddim.alphas_cumprod[chosen[::-1]]
+        ddim.register_to_config(num_train_timesteps=steps)
+        ddim.set_timesteps(steps)
+        return ddim
     if name == "dpm++":
         # the flag keeps the first sigma finite; rescaling a rescaled table changes nothing
         solver = DPMSolverMultistepScheduler(
-            **common,
-            num_train_timesteps=schedule.num_timesteps,
-            trained_betas=_betas(abar),
-            solver_order=2,
-            rescale_betas_zero_snr=schedule.zero_terminal_snr,
+            **common, solver_order=2, rescale_betas_zero_snr=schedule.zero_terminal_snr
         )
         solver.set_timesteps(timesteps=chosen)
         return solver
     raise ValueError(f"unknown sampler {name!r}: use ddim, dpm++ or ddpm")
-
-
-def _betas(abar: torch.Tensor) -> list[float]:
-    return (1.0 - abar / torch.cat((torch.ones(1, dtype=torch.float64), abar[:-1]))).tolist()
 
 
 def advance(
