@@ -9,8 +9,9 @@ Letters: B batch, C channels, T frames, H height, W width.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -216,36 +217,64 @@ def draw(
     return Draw(timestep_B=timestep_B, noise_BCTHW=drawn.transpose(1, 2))
 
 
-def make_scheduler(name: str, schedule: Schedule) -> Scheduler:
-    """Return a diffusers scheduler, "ddim", "dpm++" (2M) or "ddpm" (ancestral), trailing steps."""
+def timesteps(schedule: Schedule, steps: int) -> list[int]:
+    """Return the timesteps of `steps` steps from pure noise down, trailing (Lin et al. 2024).
+
+    round(N (n - i) / n) - 1 in exact arithmetic: diffusers counts in floats and adds a timestep -1
+    for 61, 103 and 60 other numbers of steps of 1000.
+    """
+    n = schedule.num_timesteps
+    if not 1 <= steps <= n:
+        raise ValueError(f"steps {steps} must lie in 1..{n}")
+    return [round(Fraction(n * (steps - i), steps)) - 1 for i in range(steps)]
+
+
+def make_scheduler(name: str, schedule: Schedule, steps: int) -> Scheduler:
+    """Return a diffusers scheduler, "ddim", "dpm++" (2M) or "ddpm" (ancestral), set to `timesteps`.
+
+    Its own `timesteps` name the steps for `advance`. A DDIM scheduler keeps the chosen timesteps of
+    its table alone, where the next is one down: on the whole table it goes down by num_timesteps //
+    steps, which misses the next timestep, and the clean end too, unless the steps divide.
+    """
+    chosen = timesteps(schedule, steps)
     abar = alphas_cumprod(schedule)
     betas = 1.0 - abar / torch.cat((torch.ones(1, dtype=torch.float64), abar[:-1]))
     kind = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}[schedule.prediction]
-    common = {
+    common: dict[str, Any] = {
         "num_train_timesteps": schedule.num_timesteps,
         "trained_betas": betas.tolist(),
         "prediction_type": kind,
         "timestep_spacing": "trailing",
     }
     if name in {"ddim", "ddpm"}:
-        return DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+        ddim = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+        ddim.alphas_cumprod = ddim.alphas_cumprod[chosen[::-1]]
+        ddim.register_to_config(num_train_timesteps=steps)
+        ddim.set_timesteps(steps)
+        return ddim
     if name == "dpm++":
         # the flag keeps the first sigma finite; rescaling a rescaled table changes nothing
-        return DPMSolverMultistepScheduler(
+        solver = DPMSolverMultistepScheduler(
             **common, solver_order=2, rescale_betas_zero_snr=schedule.zero_terminal_snr
         )
+        solver.set_timesteps(timesteps=chosen)
+        return solver
     raise ValueError(f"unknown sampler {name!r}: use ddim, dpm++ or ddpm")
 
 
 def advance(
     scheduler: Scheduler,
     prediction: torch.Tensor,
-    timestep: int,
+    step: int,
     x_t: torch.Tensor,
     *,
     step_noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Take one scheduler step; `step_noise` makes a DDIM scheduler ancestral."""
+    """Take step number `step`, 0 = from pure noise; `step_noise` makes a DDIM scheduler ancestral.
+
+    Any step may be the first (SDEdit), with no history then; the others follow in order.
+    """
+    timestep: Any = scheduler.timesteps[step]
     if step_noise is None:
         return scheduler.step(prediction, timestep, x_t, return_dict=False)[0]
     if not isinstance(scheduler, DDIMScheduler):

@@ -29,6 +29,7 @@ STREAMS = {
     "dropout": 6,
     "level": 7,
     "crop": 8,
+    "mask": 9,
 }
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

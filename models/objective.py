@@ -1,16 +1,17 @@
 """What each role learns from a clip: base from single frames, motion from whole clips, SSR from windows of pairs.
 
-All three end in the one loss of models/diffusion.py. Every draw (frames, windows, timesteps, noise, augmentation, caption
-dropout) is addressed by (run seed, clip, place in the stream, step), so that neither rank nor batch can change it.
+All three end in the one loss of models/diffusion.py. Every draw (frames, windows, timesteps, noise, augmentation, masks,
+caption dropout) is addressed by (run seed, clip, place in the stream, step), so that neither rank nor batch can change it.
 Letters: B clips, I items (clips or frames), C channels, T frames, H height, W width, N tokens, D width of tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from models import diffusion, noise, ssr
+from models import diffusion, known, noise, ssr
 from models.conditioning import TextConditioner, drop_text
 from models.diffusion import Denoise, Schedule
 from models.ssr import Config as SsrConfig
@@ -19,7 +20,11 @@ from models.stunet import Role
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """A role's training objective; `frames` is images a clip (base) or window length (SSR), unused by motion."""
+    """A role's training objective; `frames` is images a clip (base) or window length (SSR), unused by motion.
+
+    `masks` mixes conditioned generation into motion and SSR, whose networks must take known_BCTHW then; the base, which
+    learns single frames, is left as it is. The loss stays on all frames: what is known must be copied, not left out.
+    """
 
     role: Role
     schedule: Schedule
@@ -29,6 +34,7 @@ class Objective:
     caption_dropout: float = 0.0
     min_snr_gamma: float = float("inf")
     ssr: SsrConfig | None = None
+    masks: known.Mixture | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +55,7 @@ class _Items:
     frames_IT: torch.Tensor
     seeds: list[int]
     clip_of: list[int]
+    clip_frames: int
 
 
 def losses(
@@ -111,7 +118,11 @@ def _items(objective: Objective, clips: Clips, step: int) -> _Items:
     if objective.role == "motion":
         frames = torch.arange(total).expand(len(seeds), total)
         return _Items(
-            x_ICTHW=clips.x_BCTHW, frames_IT=frames, seeds=seeds, clip_of=list(range(len(seeds)))
+            x_ICTHW=clips.x_BCTHW,
+            frames_IT=frames,
+            seeds=seeds,
+            clip_of=list(range(len(seeds))),
+            clip_frames=total,
         )
     if objective.role == "ssr":
         return _windows(objective, clips, seeds, step)
@@ -124,6 +135,7 @@ def _items(objective: Objective, clips: Clips, step: int) -> _Items:
         # The same frame can be picked twice; the item's number keeps its timestep and noise its own.
         seeds=[noise.seed_for("item", seed, j) for seed in seeds for j in range(each)],
         clip_of=[b for b in range(len(seeds)) for _ in range(each)],
+        clip_frames=total,
     )
 
 
@@ -134,7 +146,13 @@ def _windows(objective: Objective, clips: Clips, seeds: list[int], step: int) ->
     starts = [_floor(s, "crop", step, count=1, limit=total - window + 1)[0] for s in seeds]
     x = torch.stack([clips.x_BCTHW[b, :, s : s + window] for b, s in enumerate(starts)])
     frames = torch.stack([torch.arange(s, s + window) for s in starts])
-    return _Items(x_ICTHW=x, frames_IT=frames, seeds=seeds, clip_of=list(range(len(seeds))))
+    return _Items(
+        x_ICTHW=x,
+        frames_IT=frames,
+        seeds=seeds,
+        clip_of=list(range(len(seeds))),
+        clip_frames=total,
+    )
 
 
 def _denoiser(
@@ -153,11 +171,29 @@ def _denoiser(
         share = objective.caption_dropout
         text_IND = drop_text(text_IND, null_IND, seeds=items.seeds, step=step, share=share)
     text_IND = text_IND.to(device)
+    more = _known(objective, items, step)
     if objective.ssr is not None:
         condition, level_I = _low_resolution(objective.ssr, items, step)
-        return ssr.denoiser(model, condition, text_IND, level_I, schedule=objective.schedule)
+        return ssr.denoiser(
+            model, condition, text_IND, level_I, schedule=objective.schedule, **more
+        )
     temporal = objective.role == "motion"
-    return lambda x, timestep_B: model(x, timestep_B, text_IND, temporal=temporal)
+    return lambda x, timestep_B: model(x, timestep_B, text_IND, temporal=temporal, **more)
+
+
+def _known(objective: Objective, items: _Items, step: int) -> dict[str, Any]:
+    """Return what a network with known channels is given besides, nothing for one without."""
+    if objective.masks is None or objective.role == "base":
+        return {}
+    drawn = known.training(
+        items.x_ICTHW,
+        seeds=items.seeds,
+        step=step,
+        mixture=objective.masks,
+        frames_BT=items.frames_IT,
+        total=items.clip_frames,
+    )
+    return {"known_BCTHW": drawn.channels}
 
 
 def _low_resolution(

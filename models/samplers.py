@@ -1,6 +1,8 @@
 """From text and seed to video: base (all frames in one pass) and SSR (windows, reduced each step).
 
-One solver for both: predict, reduce, threshold over the whole video, one global scheduler step.
+One solver for both and for every task: predict, reduce, threshold over the whole video, put known
+pixels in where asked, one global scheduler step. Tasks differ in arguments only: what is known
+(models/known.py), how it is composited, where the run starts (SDEdit).
 All noise is addressed by (seed, step, frame), so a sample does not depend on its batch, its worker
 or the window plan. Bits still depend on the batch size (kernels differ): keep one size where bits
 must agree.
@@ -9,33 +11,43 @@ Letters: B batch, C channels, T frames, H height, W width, K windows, N tokens, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
-from models import diffusion, multidiffusion, noise, ssr, windows
+from models import diffusion, guidance, multidiffusion, noise, ssr, windows
 from models.diffusion import Denoise, Schedule
+from models.guidance import Guidance
+from models.known import Known
+from models.sdedit import Start
+
+Composite = Literal["none", "final", "every_step"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How a reverse process is solved; guidance_scale 1 means no guidance and half the work."""
+    """How a reverse process is solved; guidance 1 means none and half the work.
+
+    `guidance` gives the weight of each step in place of the constant guidance_scale.
+    """
 
     schedule: Schedule = field(default_factory=Schedule)
     sampler: Literal["ddim", "dpm++", "ddpm"] = "ddim"
     steps: int = 10
     guidance_scale: float = 1.0
     threshold: Literal["none", "static", "dynamic"] = "static"
+    guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
-        n = self.schedule.num_timesteps
-        if not 1 <= self.steps <= n:
-            raise ValueError(f"steps {self.steps} must lie in 1..{n}")
-        if self.sampler != "dpm++" and n % self.steps:
-            # diffusers' DDIM finds the next timestep by a fixed stride: wrong unless it divides
-            raise ValueError(
-                f"sampler {self.sampler} needs steps that divide {n}, not {self.steps}"
-            )
+        diffusion.timesteps(self.schedule, self.steps)
+        if self.guidance is not None and self.guidance_scale != 1.0:
+            raise ValueError("guidance and guidance_scale both set: leave guidance_scale at 1")
+
+    def weight(self, step: int) -> float:
+        """Return the guidance weight of a step, at least 1."""
+        chosen = self.guidance or guidance.Constant(scale=self.guidance_scale)
+        return guidance.weight(chosen, step, self.steps)
 
 
 def initial(seeds: Sequence[int], *, frames: int, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -47,27 +59,66 @@ def initial(seeds: Sequence[int], *, frames: int, shape: tuple[int, int, int]) -
 
 @torch.no_grad()
 def solve(
-    denoise: Denoise, x_BCTHW: torch.Tensor, *, seeds: Sequence[int], settings: Sampling
+    denoise: Denoise,
+    x_BCTHW: torch.Tensor,
+    *,
+    seeds: Sequence[int],
+    settings: Sampling,
+    unconditional: Denoise | None = None,
+    known: Known | None = None,
+    composite: Composite = "none",
+    start: Start | None = None,
 ) -> torch.Tensor:
-    """Return x_BCTHW at the end of the reverse process, from pure noise x."""
+    """Return x_BCTHW at the end of the reverse process, from pure noise x.
+
+    Guidance above 1 needs `unconditional`, which runs at such steps only. `composite` puts known
+    pixels into the result, bit for bit ("final"), and also into the x0 of each step ("every_step"),
+    so that the rest is made around them. Raises ValueError when shapes or arguments do not agree.
+    """
+    _check_task(x_BCTHW, known=known, composite=composite, start=start)
     schedule = settings.schedule
-    scheduler = diffusion.make_scheduler(settings.sampler, schedule)
-    scheduler.set_timesteps(settings.steps)
-    for step, timestep in enumerate(scheduler.timesteps):
-        timestep_B = torch.full((len(seeds),), int(timestep), device=x_BCTHW.device)
-        prediction = denoise(x_BCTHW, timestep_B).float()
+    times = diffusion.timesteps(schedule, settings.steps)
+    scheduler = diffusion.make_scheduler(settings.sampler, schedule, settings.steps)
+    first = 0 if start is None else start.first_step(settings.steps)
+    if start is not None:
+        x_BCTHW = start.noised(x_BCTHW, times[first:], schedule)
+    for step in range(first, settings.steps):
+        timestep_B = torch.full((len(seeds),), times[step], device=x_BCTHW.device)
+        weighed = guided(denoise, unconditional, settings.weight(step))
         prediction = diffusion.thresholded(
-            prediction, x_BCTHW, timestep_B, schedule, mode=settings.threshold
+            weighed(x_BCTHW, timestep_B).float(),
+            x_BCTHW,
+            timestep_B,
+            schedule,
+            mode=settings.threshold,
         )
+        if known is not None and composite == "every_step":
+            certain = diffusion.from_x0(known.video_BCTHW, x_BCTHW, timestep_B, schedule)
+            prediction = torch.where(known.mask_B1THW == 1, certain, prediction)
         fresh = _drawn(seeds, "step", step, x_BCTHW) if settings.sampler == "ddpm" else None
-        x_BCTHW = diffusion.advance(scheduler, prediction, int(timestep), x_BCTHW, step_noise=fresh)
-    return x_BCTHW
+        x_BCTHW = diffusion.advance(scheduler, prediction, step, x_BCTHW, step_noise=fresh)
+    return x_BCTHW if known is None or composite == "none" else known.composite(x_BCTHW)
 
 
-def guided(conditional: Denoise, unconditional: Denoise, guidance_scale: float) -> Denoise:
+def _check_task(
+    x: torch.Tensor, *, known: Known | None, composite: str, start: Start | None
+) -> None:
+    if composite not in {"none", "final", "every_step"}:
+        raise ValueError(f"unknown composite {composite!r}: use none, final or every_step")
+    if known is None and composite != "none":
+        raise ValueError(f"composite {composite!r} needs known pixels: give `known`")
+    for name, given in (("known", known), ("start", start)):
+        if given is not None and given.video_BCTHW.shape != x.shape:
+            shape = list(given.video_BCTHW.shape)
+            raise ValueError(f"`{name}` has shape {shape}, the video to be made {list(x.shape)}")
+
+
+def guided(conditional: Denoise, unconditional: Denoise | None, guidance_scale: float) -> Denoise:
     """Return p_u + w (p_c - p_u); with w = 1 it is the conditional model itself."""
     if guidance_scale == 1.0:
         return conditional
+    if unconditional is None:
+        raise ValueError(f"guidance {guidance_scale} needs the unconditional denoiser as well")
 
     def denoise(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
         base = unconditional(x, timestep_B)
@@ -76,7 +127,7 @@ def guided(conditional: Denoise, unconditional: Denoise, guidance_scale: float) 
     return denoise
 
 
-def sample_base(
+def sample_base(  # noqa: PLR0913  every one is said by the recipe
     model: torch.nn.Module,
     text_BND: torch.Tensor,
     null_BND: torch.Tensor,
@@ -86,15 +137,32 @@ def sample_base(
     size_px: tuple[int, int],
     settings: Sampling,
     temporal: bool = True,
+    channels: int = 3,
+    known: Known | None = None,
+    composite: Composite = "none",
+    start: Start | None = None,
 ) -> torch.Tensor:
-    """Return videos_BCTHW, about [-1, 1], one for each text and seed; size_px = (height, width)."""
+    """Return videos_BCTHW, about [-1, 1], one for each text and seed; size_px = (height, width).
+
+    `known` makes it image-to-video, in- or outpainting and so on, `start` video-to-video; a network
+    without known channels is never given any.
+    """
+    x = initial(seeds, frames=frames, shape=(channels, *size_px)).to(text_BND.device)
+    more = {} if known is None else {"known_BCTHW": known.channels}
 
     def given(text: torch.Tensor) -> Denoise:
-        return lambda x, timestep_B: model(x, timestep_B, text, temporal=temporal)
+        return lambda x, timestep_B: model(x, timestep_B, text, temporal=temporal, **more)
 
-    x = initial(seeds, frames=frames, shape=(3, *size_px)).to(text_BND.device)
-    denoise = guided(given(text_BND), given(null_BND), settings.guidance_scale)
-    return solve(denoise, x, seeds=seeds, settings=settings)
+    return solve(
+        given(text_BND),
+        x,
+        seeds=seeds,
+        settings=settings,
+        unconditional=given(null_BND),
+        known=known,
+        composite=composite,
+        start=start,
+    )
 
 
 def sample_ssr(  # noqa: PLR0913  every one is said by the recipe
@@ -110,33 +178,38 @@ def sample_ssr(  # noqa: PLR0913  every one is said by the recipe
     weights: str = "linear",
     augment_level: float = 0.2,
     micro_batch: int = 1,
+    precondition: bool = True,
+    known: Known | None = None,
+    composite: Composite = "none",
 ) -> torch.Tensor:
     """Return videos_BCTHW `scale` times as large, by overlapping windows reconciled at every step.
 
-    The condition's augmentation noise is drawn once for each frame, never for each window, since
-    that would make seams. `micro_batch` windows share a forward pass; the last is filled up, so that all have the same shape.
+    `micro_batch` windows share a forward pass, the last filled up. The condition's augmentation is
+    drawn for each frame, not for each window: that would make seams. `known` has the result's size.
     """
-    enlarged = ssr.upsample(low_BCTHW, scale)
-    b, c, t, h, w = enlarged.shape
-    level_B = torch.full((b,), augment_level, device=enlarged.device)
-    drawn = _drawn(seeds, "augment", 0, enlarged)
-    condition = ssr.augment(enlarged, level_B, drawn)
-
-    def given(text: torch.Tensor) -> Denoise:
-        return windowed(
-            model,
-            condition,
-            text,
-            level_B=level_B,
-            schedule=settings.schedule,
-            plan=plan,
-            kind=weights,
-            micro_batch=micro_batch,
-        )
-
-    x = initial(seeds, frames=t, shape=(c, h, w)).to(enlarged.device)
-    denoise = guided(given(text_BND), given(null_BND), settings.guidance_scale)
-    return solve(denoise, x, seeds=seeds, settings=settings)
+    clean = ssr.upsample(low_BCTHW, scale)
+    level_B = clean.new_full((len(clean),), augment_level)
+    given = partial(
+        windowed,
+        model,
+        ssr.augment(clean, level_B, _drawn(seeds, "augment", 0, clean)),
+        level_B=level_B,
+        schedule=settings.schedule,
+        plan=plan,
+        kind=weights,
+        micro_batch=micro_batch,
+        precondition=precondition,
+        known=known,
+    )
+    return solve(
+        given(text_BND),
+        _drawn(seeds, "initial", 0, clean),
+        seeds=seeds,
+        settings=settings,
+        unconditional=given(null_BND),
+        known=known,
+        composite=composite,
+    )
 
 
 def windowed(
@@ -149,10 +222,14 @@ def windowed(
     plan: windows.Plan,
     kind: str = "linear",
     micro_batch: int = 1,
+    precondition: bool = True,
+    known: Known | None = None,
 ) -> Denoise:
     """Return a denoiser of whole videos that calls the SSR on windows and reduces these."""
     weights_KT = windows.weights(plan, kind)
     count = len(plan.starts)
+    videos = (condition_BCTHW,) if known is None else (condition_BCTHW, known.channels)
+    form: dict[str, Any] = {} if precondition else {"precondition": False}
 
     def one(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
         jobs = [(b, k) for b in range(x.shape[0]) for k in range(count)]
@@ -161,12 +238,10 @@ def windowed(
             chosen = jobs[first : first + micro_batch]
             filled = chosen + [chosen[-1]] * (micro_batch - len(chosen))
             rows = [b for b, _ in filled]
-            views = [
-                torch.stack([v[b, :, plan.slice(k)] for b, k in filled])
-                for v in (x, condition_BCTHW)
-            ]
+            views = [torch.stack([v[b, :, plan.slice(k)] for b, k in filled]) for v in (x, *videos)]
+            more = form if known is None else {**form, "known_BCTHW": views[2]}
             denoise = ssr.denoiser(
-                model, views[1], text_BND[rows], level_B[rows], schedule=schedule
+                model, views[1], text_BND[rows], level_B[rows], schedule=schedule, **more
             )
             parts.extend(denoise(views[0], timestep_B[rows])[: len(chosen)].unbind(0))
         per_window = [torch.stack(parts[k::count]) for k in range(count)]

@@ -155,8 +155,8 @@ def test_every_recipe_reads(capsys):
     [
         (
             "sample",
-            ["base_solver.steps=30"],
-            "base_solver: sampler ddim needs steps that divide 1000",
+            ["base_solver.steps=3000"],
+            "base_solver: steps 3000 must lie in 1..1000",
         ),
         ("base", ["model.sample_px=30"], "sample_px: 30 must divide by 4"),
         ("base", ["frames=0"], "frames, threads_per_worker and text_length: at least 1"),

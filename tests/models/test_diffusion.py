@@ -4,9 +4,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models import diffusion, noise
 from models.diffusion import Schedule
+
+# diffusers hands a tensor to numpy in the old way
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SCHEDULES = [
     Schedule(name=name, prediction=prediction, zero_terminal_snr=zero)
@@ -122,17 +127,60 @@ def test_impossible_settings_are_named():
     with pytest.raises(ValueError, match="carries nothing at zero terminal SNR"):
         Schedule(prediction="epsilon")
     with pytest.raises(ValueError, match="unknown sampler 'euler'"):
-        diffusion.make_scheduler("euler", Schedule())
-    scheduler = diffusion.make_scheduler("dpm++", Schedule())
+        diffusion.make_scheduler("euler", Schedule(), 10)
+    scheduler = diffusion.make_scheduler("dpm++", Schedule(), 10)
     with pytest.raises(TypeError, match="needs the ddpm sampler"):
         diffusion.advance(scheduler, torch.zeros(1), 1, torch.zeros(1), step_noise=torch.zeros(1))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_diffusers_uses_our_table(schedule):
-    scheduler = diffusion.make_scheduler("ddim", schedule)
-    assert torch.allclose(
-        scheduler.alphas_cumprod.double(), diffusion.alphas_cumprod(schedule), atol=1e-5
-    )
-    scheduler.set_timesteps(10)
-    assert scheduler.timesteps.tolist() == list(range(999, 0, -100))
+    abar = diffusion.alphas_cumprod(schedule)
+    for name, steps in (("ddim", 1000), ("ddim", 30), ("dpm++", 30)):
+        scheduler = diffusion.make_scheduler(name, schedule, steps)
+        at = diffusion.timesteps(schedule, steps)
+        table = scheduler.alphas_cumprod.double()[scheduler.timesteps]
+        assert torch.allclose(table, abar[at], atol=1e-5)
+    assert diffusion.timesteps(schedule, 10) == list(range(999, 0, -100))
+
+
+@given(
+    st.sampled_from(SCHEDULES), st.integers(0, 997), st.integers(0, 2**32 - 1), st.floats(0.01, 3.0)
+)
+def test_every_pair_of_conversions_is_inverse(schedule, t, seed, scale):
+    """In float64, so that what is tested is the algebra; the ends are where alpha or sigma is small."""
+    generator = torch.Generator().manual_seed(seed)
+    x_t, x0 = torch.randn(2, 2, 1, 2, 2, 2, generator=generator, dtype=torch.float64) * scale
+    times = torch.tensor([t, t + 1])
+    prediction = diffusion.from_x0(x0, x_t, times, schedule)
+    assert torch.allclose(diffusion.to_x0(prediction, x_t, times, schedule), x0, atol=1e-8)
+    eps = diffusion.to_eps(prediction, x_t, times, schedule)
+    assert torch.allclose(diffusion.add_noise(x0, eps, times, schedule), x_t, atol=1e-8)
+    assert torch.allclose(diffusion.target(x0, eps, times, schedule), prediction, atol=1e-6)
+
+
+@given(st.integers(1, 1000), st.sampled_from([1000, 50, 7]))
+def test_timesteps_start_at_pure_noise_and_fall_evenly(steps, total):
+    schedule = Schedule(num_timesteps=total)
+    if steps > total:
+        with pytest.raises(ValueError, match="must lie in"):
+            diffusion.timesteps(schedule, steps)
+        return
+    times = diffusion.timesteps(schedule, steps)
+    gaps = {a - b for a, b in zip(times, [*times[1:], -1], strict=True)}
+    assert len(times) == steps
+    assert times[0] == total - 1
+    assert gaps <= {total // steps, -(-total // steps)}
+
+
+def test_dynamic_thresholds_do_not_depend_on_the_order_of_frames():
+    """One quantile for the whole video: a quantile for each window would be a gain for each window."""
+    x0, _ = pair()
+    x0 = x0 * torch.linspace(0.2, 4.0, 4)[None, None, :, None, None]
+    whole = diffusion.threshold(x0, "dynamic")
+    assert torch.equal(diffusion.threshold(x0.flip(2), "dynamic"), whole.flip(2))
+    parts = [
+        diffusion.threshold(x0[:, :, :2], "dynamic"),
+        diffusion.threshold(x0[:, :, 2:], "dynamic"),
+    ]
+    assert not torch.allclose(torch.cat(parts, dim=2), whole, atol=0.1)

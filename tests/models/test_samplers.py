@@ -96,12 +96,47 @@ def test_guidance_one_is_the_conditional_model_and_two_extrapolates():
     assert samplers.guided(conditional, lambda x, _t: x, 3.0)(x, t) == 3.0
 
 
-def test_step_counts_that_diffusers_would_misplace_are_refused():
-    with pytest.raises(ValueError, match="needs steps that divide 1000, not 12"):
-        Sampling(steps=12)
-    assert Sampling(steps=12, sampler="dpm++").steps == 12
-    with pytest.raises(ValueError, match="steps 0"):
-        Sampling(steps=0)
+def test_step_counts_outside_the_schedule_are_refused():
+    for steps in (0, 1001):
+        with pytest.raises(ValueError, match=rf"steps {steps} must lie in 1..1000"):
+            Sampling(steps=steps)
+
+
+def reference_ddim(denoise: diffusion.Denoise, x: torch.Tensor, steps: int) -> torch.Tensor:
+    """Song et al. 2021, eq. 12 with eta 0, in float64 and from timestep to timestep of a list."""
+    times = [round(1000 * (steps - i) / steps) - 1 for i in range(steps)]
+    abar = diffusion.alphas_cumprod(ZERO)
+    for t, after in zip(times, [*times[1:], -1], strict=True):
+        at = torch.full((len(x),), t)
+        prediction = denoise(x, at)
+        x0, eps = (f(prediction, x, at, ZERO) for f in (diffusion.to_x0, diffusion.to_eps))
+        kept = abar[after] if after >= 0 else torch.tensor(1.0, dtype=torch.float64)
+        x = kept.sqrt() * x0 + (1 - kept).sqrt() * eps
+    return x
+
+
+@pytest.mark.parametrize("steps", [1, 7, 12, 50, 61, 300])
+def test_ddim_steps_need_not_divide_the_schedule(steps):
+    x, denoise = start([1], px=8), gaussian(ZERO, MEAN, STD)
+    out = samplers.solve(denoise, x, seeds=[1], settings=settings("ddim", steps))
+    assert torch.allclose(out.double(), reference_ddim(denoise, x.double(), steps), atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "ddpm"])
+@pytest.mark.parametrize("steps", [1, 2, 61, 103, 333])
+def test_any_number_of_steps_ends_at_clean_video(sampler, steps):
+    target = torch.rand(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    told = settings(sampler, steps)
+    seen = []
+
+    def denoise(x, timestep_B):
+        seen.append(int(timestep_B[0]))
+        return gaussian(ZERO, target, 0.0)(x, timestep_B)
+
+    x = samplers.solve(denoise, start([1], px=8), seeds=[1], settings=told)
+    # DPM-Solver++ holds the last abar at 2^-24, so a single step keeps 2^-12 of the noise
+    assert (x - target).abs().max() < (2e-3 if (sampler, steps) == ("dpm++", 1) else 1e-4)
+    assert seen == diffusion.timesteps(ZERO, steps)
 
 
 class FrameLocal(torch.nn.Module):
