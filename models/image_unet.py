@@ -138,7 +138,7 @@ def load(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> UNet2D
     """Return the image model with these weights in fp32, made once; ValueError when they do not fit."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
-    # copied, because tensors that were read may be views of the file's pages
+    # Copied: what was read may be pages of a file, and is the caller's.
     own = {name: torch.clone(tensor.float()) for name, tensor in state.items()}
     try:
         unet.load_state_dict(own, strict=True, assign=True)

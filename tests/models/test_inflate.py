@@ -176,6 +176,16 @@ def test_training_the_image_model_leaves_its_file_alone(folders):
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
 
 
+def test_the_tensors_that_were_read_stay_the_callers():
+    config = image_unet.arguments(tiny_unet.STABLE_DIFFUSION)
+    state = tiny_unet.unet("stable-diffusion").state_dict()
+    before = state_digest(state)
+    with torch.no_grad():
+        for parameter in image_unet.load(config, state).parameters():
+            parameter.add_(1.0)
+    assert state_digest(state) == before
+
+
 def broken(folder, **changes) -> None:
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
