@@ -1,20 +1,22 @@
 """Space-time U-Net: a diffusers image U-Net inflated in time (Lumiere, sections 3.1 and App. B).
 
-The image U-Net's own blocks run frame by frame; the temporal modules stand between them, and skips
-are taken after the temporal down-sampling of their level. Base = the image U-Net, motion = the
-temporal modules: two disjoint state dicts. The forward pass is written out, no hooks.
+The image U-Net's own blocks run frame by frame; the temporal modules stand between them (models/walk.py).
+Base = the image U-Net, motion = the temporal modules: two disjoint state dicts.
 Letters: B batch, C channels, T frames, H height, W width, N tokens, D embedding, F = B*T folded.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
+from models import image_unet
 from models.temporal import Motion
+from models.walk import Walk
 
 Role = Literal["base", "motion", "ssr"]
 
@@ -25,6 +27,9 @@ class Config:
 
     `temporal_factor` has one entry for each of the len(widths) - 1 spatial resizes.
     `text_levels` coarsest levels have spatial self-attention and cross-attention to the text.
+    `known`: the model takes known frames. `checkpointing`: it keeps less for the gradients and computes again.
+    `image`: JSON of a diffusers UNet2DConditionModel; its levels have the attention it says, and `text_levels`
+    is not read. `head_dim` and `norm_groups` are then those of the temporal modules.
     """
 
     sample_px: int = 32
@@ -40,6 +45,9 @@ class Config:
     head_dim: int = 16
     norm_groups: int = 8
     noise_level: bool = False
+    known: bool = False
+    checkpointing: bool = False
+    image: str = ""
 
     def __post_init__(self) -> None:
         if len(self.temporal_factor) != len(self.widths) - 1:
@@ -52,13 +60,48 @@ class Config:
             raise ValueError(f"widths {self.widths} must be multiples of {self.norm_groups} groups")
         if any(width % self.head_dim for width in attended):
             raise ValueError(f"widths {attended} have attention: multiples of {self.head_dim} only")
-        if not 0 <= self.text_levels <= len(self.widths) or self.text_dim % self.head_dim:
-            raise ValueError("text_levels must lie in 0..len(widths), text_dim % head_dim be 0")
+        if not 0 <= self.text_levels <= len(self.widths):
+            raise ValueError("text_levels must lie in 0..len(widths)")
+        if not self.image and self.text_dim % self.head_dim:
+            raise ValueError("text_dim must be a multiple of head_dim: text_dim % head_dim = 0")
+        for name, value in (image_unet.shape(self.image_config) if self.image else {}).items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} {getattr(self, name)}: the image model has {value}")
+
+    @classmethod
+    def of_image(cls, image_config: Mapping[str, Any], **choices: Any) -> "Config":
+        """Return the Config over the image model of a diffusers config.json.
+
+        `choices` are fields that the image model leaves open; by default every spatial resize halves or
+        doubles the frames, and temporal attention has heads of the largest width up to 64 that fits.
+        """
+        image = image_unet.arguments(image_config)
+        said = image_unet.shape(image)
+        coarsest = said["widths"][-1]
+        open_fields = {
+            "text_levels": 0,
+            "temporal_factor": (2,) * (len(said["widths"]) - 1),
+            "head_dim": max(d for d in range(1, 65) if coarsest % d == 0),
+            "norm_groups": image["norm_num_groups"],
+        }
+        return cls(**{**open_fields, **said, **choices, "image": json.dumps(image, sort_keys=True)})
 
     @property
-    def embed_dim(self) -> int:
-        """Width of the time embedding, as diffusers derives it."""
-        return 4 * self.widths[0]
+    def image_config(self) -> dict[str, Any]:
+        """Arguments of the image model's constructor."""
+        if not self.image:
+            return _own_image(self)
+        return image_unet.arguments(json.loads(self.image))
+
+    @property
+    def video_channels(self) -> int:
+        """Channels of the video itself: of what is predicted, without a learned variance.
+
+        Half of the output when this doubles the video's channels, as DeepFloyd IF's: twice the input, or
+        in a super-resolution as many as the input, which also holds the condition.
+        """
+        plain = self.in_channels // 2 if self.noise_level else self.in_channels
+        return plain if self.out_channels == 2 * plain else self.out_channels
 
     @property
     def frames_multiple(self) -> int:
@@ -74,41 +117,52 @@ class Config:
         return 2 ** (len(self.widths) - 1)
 
 
-def image_unet(config: Config, *, seed: int) -> UNet2DConditionModel:
-    """Return the image model with random weights that depend on `seed` only."""
+def _own_image(config: Config) -> dict[str, Any]:
+    """Return the image model that a Config without `image` stands for."""
     levels = len(config.widths)
     with_text = [level >= levels - config.text_levels for level in range(levels)]
-    heads: Any = tuple(max(1, width // config.head_dim) for width in config.widths)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UNet2DConditionModel(
-            sample_size=config.sample_px,
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            down_block_types=tuple(
-                "CrossAttnDownBlock2D" if t else "DownBlock2D" for t in with_text
-            ),
-            up_block_types=tuple(
-                "CrossAttnUpBlock2D" if t else "UpBlock2D" for t in reversed(with_text)
-            ),
-            mid_block_type="UNetMidBlock2DCrossAttn",
-            block_out_channels=config.widths,
-            layers_per_block=config.blocks_per_level,
-            norm_num_groups=config.norm_groups,
-            cross_attention_dim=config.text_dim,
-            # diffusers reads this as the number of heads (its issue 2011)
-            attention_head_dim=heads,
-            use_linear_projection=True,
-            resnet_time_scale_shift="scale_shift",
-            addition_embed_type="text",
-            addition_embed_type_num_heads=config.text_dim // config.head_dim,
-            class_embed_type="timestep" if config.noise_level else None,
-        )
+    return {
+        "sample_size": config.sample_px,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "down_block_types": tuple(
+            "CrossAttnDownBlock2D" if t else "DownBlock2D" for t in with_text
+        ),
+        "up_block_types": tuple(
+            "CrossAttnUpBlock2D" if t else "UpBlock2D" for t in reversed(with_text)
+        ),
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "block_out_channels": config.widths,
+        "layers_per_block": config.blocks_per_level,
+        "norm_num_groups": config.norm_groups,
+        "cross_attention_dim": config.text_dim,
+        # diffusers reads this as the number of heads (its issue 2011)
+        "attention_head_dim": tuple(max(1, width // config.head_dim) for width in config.widths),
+        "use_linear_projection": True,
+        "resnet_time_scale_shift": "scale_shift",
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": config.text_dim // config.head_dim,
+        "class_embed_type": "timestep" if config.noise_level else None,
+    }
 
 
 def build(config: Config, *, seed: int) -> "STUNet":
     """Return a STUNet over a fresh image model; every weight depends on `seed` only."""
-    unet = image_unet(config, seed=seed)
+    return _over(image_unet.build(config.image_config, seed=seed), config, seed=seed)
+
+
+def inflate(folder: Path, *, seed: int, variant: str = "", **choices: Any) -> "STUNet":
+    """Return a STUNet over the image model in a diffusers checkpoint folder, in fp32.
+
+    `choices` are those of Config.of_image, `variant` that of image_unet.read, whose errors it raises.
+    The temporal modules' weights depend on `seed` only.
+    """
+    text, state = image_unet.read(folder, variant=variant)
+    config = Config.of_image(json.loads(text), **choices)
+    return _over(image_unet.load(config.image_config, state), config, seed=seed)
+
+
+def _over(unet: image_unet.UNet2DConditionModel, config: Config, *, seed: int) -> "STUNet":
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         return STUNet(unet, config)
@@ -117,18 +171,19 @@ def build(config: Config, *, seed: int) -> "STUNet":
 class STUNet(nn.Module):
     """Image U-Net `unet` (base) plus temporal modules `motion`, called on whole videos."""
 
-    def __init__(self, unet: UNet2DConditionModel, config: Config) -> None:
+    def __init__(self, unet: image_unet.UNet2DConditionModel, config: Config) -> None:
         super().__init__()
-        _check_family(unet)
+        image_unet.check(unet)
         self.config = config
         self.unet = unet
         self.motion = Motion(
             unet,
             factors=config.temporal_factor,
-            embed_dim=config.embed_dim,
+            embed_dim=image_unet.embed_dim(unet),
             groups=config.norm_groups,
             head_dim=config.head_dim,
             attention_blocks=config.attention_blocks if config.temporal_attention else 0,
+            known_channels=config.video_channels + 1 if config.known else 0,
         )
 
     def forward(
@@ -139,41 +194,54 @@ class STUNet(nn.Module):
         *,
         level_B: torch.Tensor | None = None,
         temporal: bool = True,
+        known_BCTHW: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the prediction_BCTHW for noisy video, timesteps (integers) and text tokens.
 
-        level_B in [0, 1] is the noise-augmentation level of an SSR. temporal=False runs the image
-        model on each frame, exactly. ValueError when T, H or W do not divide: nothing is padded.
+        level_B in [0, 1] is the noise-augmentation level of an SSR. known_BCTHW is known video (0 where
+        unknown) and behind it its mask (1 = known); None knows nothing, as zeros do. temporal=False runs
+        the image model on each frame, exactly. ValueError when T, H or W do not divide: nothing is padded.
         """
-        self._check(x_BCTHW, level_B, temporal=temporal)
+        self._check(x_BCTHW, level_B, known_BCTHW, temporal=temporal)
         b, t = x_BCTHW.shape[0], x_BCTHW.shape[2]
         text_BND = text_BND.to(x_BCTHW.dtype)
-        e_BD = self._embed(x_BCTHW, timestep_B, text_BND, level_B)
-        walk = _Walk(self, e_BD, text_BND, frames=t, temporal=temporal)
-        h = x_BCTHW.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        h = walk.up(walk.middle(walk.down(self.unet.conv_in(h))))
-        if self.unet.conv_norm_out is not None and self.unet.conv_act is not None:
-            h = self.unet.conv_act(self.unet.conv_norm_out(h))
-        out = self.unet.conv_out(h)
+        unet: Any = self.unet  # torch and diffusers declare their blocks' members loosely
+        walk = Walk(
+            unet,
+            self.motion,
+            e_BD=image_unet.embed(unet, x_BCTHW, timestep_B, text_BND, level_B),
+            text_BND=unet.process_encoder_hidden_states(text_BND, added_cond_kwargs={}),
+            frames=t,
+            temporal=temporal,
+            checkpointing=self.config.checkpointing,
+        )
+        h = walk.up(walk.middle(walk.down(self._enter(x_BCTHW, known_BCTHW, temporal=temporal))))
+        if unet.conv_norm_out is not None:
+            h = unet.conv_act(unet.conv_norm_out(h))
+        out = unet.conv_out(h)
         return out.reshape(b, t, *out.shape[1:]).transpose(1, 2)
 
-    def _embed(
+    def _enter(
+        self, x: torch.Tensor, known: torch.Tensor | None, *, temporal: bool
+    ) -> torch.Tensor:
+        """Return the first features: conv_in of the frames, plus what is known of them."""
+        unet: Any = self.unet
+        h = unet.conv_in(_fold(2.0 * x - 1.0 if unet.config.center_input_sample else x))
+        if self.motion.known_in is None or not temporal:
+            return h
+        if known is None:
+            # Zeros, not nothing: the same bits, and data-parallel training has every gradient.
+            known = x.new_zeros(x.shape[0], self.config.video_channels + 1, *x.shape[2:])
+        return h + self.motion.known_in(_fold(known.to(x.dtype)))
+
+    def _check(
         self,
         x: torch.Tensor,
-        timestep_B: torch.Tensor,
-        text_BND: torch.Tensor,
         level_B: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Return e_BD = time + level + pooled text, as the image model computes it."""
-        unet = self.unet
-        e = unet.time_embedding(unet.get_time_embed(sample=x, timestep=timestep_B))
-        if level_B is not None:
-            # the level is embedded like a timestep, on the same scale of 0 to 1000
-            e = e + unet.get_class_embed(sample=x, class_labels=1000.0 * level_B)
-        pooled = unet.get_aug_embed(e, text_BND, added_cond_kwargs={})
-        return e if pooled is None else e + pooled
-
-    def _check(self, x: torch.Tensor, level_B: torch.Tensor | None, *, temporal: bool) -> None:
+        known: torch.Tensor | None,
+        *,
+        temporal: bool,
+    ) -> None:
         c, t, h, w = x.shape[1:]
         if c != self.config.in_channels:
             raise ValueError(f"the model takes {self.config.in_channels} channels, not {c}")
@@ -184,78 +252,21 @@ class STUNet(nn.Module):
         if self.config.noise_level != (level_B is not None):
             need = "needs" if self.config.noise_level else "takes no"
             raise ValueError(f"this model {need} level_B, the noise-augmentation level")
+        if known is None:
+            return
+        if not self.config.known or not temporal:
+            raise ValueError(
+                "this model takes no known frames: Config.known=True and temporal=True"
+            )
+        wanted = (x.shape[0], self.config.video_channels + 1, t, h, w)
+        if tuple(known.shape) != wanted:
+            raise ValueError(f"known_BCTHW must be {wanted}, video and mask, not {(*known.shape,)}")
 
 
-class _Walk:
-    """One forward pass: the frames and conditions of the level it is at, and the skips."""
-
-    def __init__(
-        self,
-        model: STUNet,
-        e_BD: torch.Tensor,
-        text_BND: torch.Tensor,
-        *,
-        frames: int,
-        temporal: bool,
-    ) -> None:
-        self.unet: Any = model.unet  # torch and diffusers declare their blocks' members loosely
-        self.motion: Any = model.motion
-        self.e_BD, self.text_BND = e_BD, text_BND
-        self.temporal = temporal
-        self.skips: list[torch.Tensor] = []
-        self._set_frames(frames)
-
-    def _set_frames(self, frames: int) -> None:
-        """Repeat e and text for each frame of the current level."""
-        self.frames = frames
-        self.e_FD = self.e_BD.repeat_interleave(frames, 0)
-        self.text_FND = self.text_BND.repeat_interleave(frames, 0)
-
-    def down(self, h: torch.Tensor) -> torch.Tensor:
-        self.skips.append(h)
-        for level, block in enumerate(self.unet.down_blocks):
-            for i, resnet in enumerate(block.resnets):
-                h = self._attend(block, i, resnet(h, self.e_FD))
-                h = self._inflate(self.motion.down[level][i], h)
-                self.skips.append(h)
-            if block.downsamplers is not None:
-                h = self._resample(self.motion.tdown[level], block.downsamplers[0](h))
-                self.skips.append(h)
-        return h
-
-    def middle(self, h: torch.Tensor) -> torch.Tensor:
-        mid = self.unet.mid_block
-        h = mid.resnets[0](h, self.e_FD)
-        for i, resnet in enumerate(mid.resnets[1:]):
-            h = self._attend(mid, i, h)
-            h = resnet(self._inflate(self.motion.mid, h) if i == 0 else h, self.e_FD)
-        return h
-
-    def up(self, h: torch.Tensor) -> torch.Tensor:
-        for place, block in enumerate(self.unet.up_blocks):
-            for i, resnet in enumerate(block.resnets):
-                h = resnet(torch.cat((h, self.skips.pop()), dim=1), self.e_FD)
-                h = self._inflate(self.motion.up[place][i], self._attend(block, i, h))
-            if block.upsamplers is not None:
-                h = self._resample(self.motion.tup[place], block.upsamplers[0](h))
-        return h
-
-    def _attend(self, block: Any, i: int, h: torch.Tensor) -> torch.Tensor:
-        if not getattr(block, "has_cross_attention", False):
-            return h
-        return block.attentions[i](h, encoder_hidden_states=self.text_FND, return_dict=False)[0]
-
-    def _inflate(self, stack: Iterable[nn.Module], h: torch.Tensor) -> torch.Tensor:
-        if self.temporal:
-            for module in stack:
-                h = module(h, self.e_BD, self.frames)
-        return h
-
-    def _resample(self, module: nn.Module, h: torch.Tensor) -> torch.Tensor:
-        if self.temporal and not isinstance(module, nn.Identity):
-            h = module(h, self.frames)
-            self._set_frames(h.shape[0] // self.e_BD.shape[0])
-        return h
+def _fold(x_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Return the frames (B*T, C, H, W) with channels innermost."""
+    h = x_BCTHW.transpose(1, 2).flatten(0, 1)
+    return h.contiguous(memory_format=torch.channels_last)
 
 
 def base_state(model: STUNet) -> dict[str, torch.Tensor]:
@@ -287,14 +298,3 @@ def trainable(model: STUNet, role: Role) -> dict[str, nn.Parameter]:
 
 def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
-
-
-def _check_family(unet: UNet2DConditionModel) -> None:
-    resizing = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
-    known = resizing | {"UNetMidBlock2DCrossAttn"}
-    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
-    strange = sorted({type(block).__name__ for block in blocks} - known)
-    if strange:
-        raise ValueError(
-            f"cannot inflate {', '.join(strange)}: known are {', '.join(sorted(known))}"
-        )

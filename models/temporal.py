@@ -151,6 +151,7 @@ class Motion(nn.Module):
 
     attention_blocks at the coarsest level and in the middle; with 0 there are convolutions there too.
     `factors` belong to the spatial resizes from finest to coarsest; 1 leaves the frames alone.
+    With known_channels, `known_in` widens the image model's first convolution by columns that start at zero.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class Motion(nn.Module):
         groups: int,
         head_dim: int,
         attention_blocks: int,
+        known_channels: int = 0,
     ) -> None:
         super().__init__()
 
@@ -178,7 +180,8 @@ class Motion(nn.Module):
 
         down, up = list(unet.down_blocks), list(unet.up_blocks)
         self.down = nn.ModuleList(stacks(block, coarsest=block is down[-1]) for block in down)
-        self.mid = stack(unet.mid_block.resnets[0].out_channels, coarsest=True)
+        middle = unet.mid_block.resnets[:1] if unet.mid_block is not None else ()
+        self.mid = nn.ModuleList(b for r in middle for b in stack(r.out_channels, coarsest=True))
         self.up = nn.ModuleList(stacks(block, coarsest=block is up[0]) for block in up)
         self.tdown = nn.ModuleList(
             TDown(block.resnets[-1].out_channels, factor) if factor > 1 else nn.Identity()
@@ -188,6 +191,22 @@ class Motion(nn.Module):
             TUp(block.resnets[-1].out_channels, factor) if factor > 1 else nn.Identity()
             for block, factor in zip(up[:-1], reversed(factors), strict=True)
         )
+        # last, so that the other modules' random weights are the same with and without it
+        self.known_in = _known_in(unet.conv_in, known_channels) if known_channels else None
+
+
+def _known_in(conv_in: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """Return the columns for known video and mask (Lumiere, section 4.2), all zero at first."""
+    columns = nn.Conv2d(
+        channels,
+        conv_in.out_channels,
+        kernel_size=conv_in.kernel_size,  # type: ignore[arg-type]  # a pair
+        stride=conv_in.stride,  # type: ignore[arg-type]  # a pair
+        padding=conv_in.padding,  # type: ignore[arg-type]  # a pair
+        bias=False,
+    )
+    nn.init.zeros_(columns.weight)
+    return columns
 
 
 def dirac(channels: int, *, stride: int) -> nn.Conv2d:

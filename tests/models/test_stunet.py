@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import diffusion, stunet
+from models import diffusion, image_unet, stunet
 from models.checkpoint import state_digest
 from models.conditioning import HashedText
 
@@ -242,7 +242,7 @@ def test_configurations_that_cannot_be_built_are_refused(change, message):
 
 def test_unknown_block_families_are_named():
     config = stunet.Config(widths=(16, 32), temporal_factor=(2,))
-    unet = stunet.image_unet(config, seed=0)
+    unet = image_unet.build(config.image_config, seed=0)
     unet.mid_block = nn.Identity()
     with pytest.raises(ValueError, match="cannot inflate Identity"):
         stunet.STUNet(unet, config)
