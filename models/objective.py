@@ -175,10 +175,19 @@ def _denoiser(
     if objective.ssr is not None:
         condition, level_I = _low_resolution(objective.ssr, items, step)
         return ssr.denoiser(
-            model, condition, text_IND, level_I, schedule=objective.schedule, **more
+            model,
+            condition,
+            text_IND,
+            level_I,
+            schedule=objective.schedule,
+            precondition=objective.ssr.precondition,
+            **more,
         )
     temporal = objective.role == "motion"
-    return lambda x, timestep_B: model(x, timestep_B, text_IND, temporal=temporal, **more)
+    # what follows the video's channels is a learned variance, which this loss does not train
+    return lambda x, timestep_B: model(x, timestep_B, text_IND, temporal=temporal, **more)[
+        :, : x.shape[1]
+    ]
 
 
 def _known(objective: Objective, items: _Items, step: int) -> dict[str, Any]:

@@ -145,13 +145,16 @@ def sample_base(  # noqa: PLR0913  every one is said by the recipe
     """Return videos_BCTHW, about [-1, 1], one for each text and seed; size_px = (height, width).
 
     `known` makes it image-to-video, in- or outpainting and so on, `start` video-to-video; a network
-    without known channels is never given any.
+    without known channels is never given any. Of a learned variance nothing is used.
     """
     x = initial(seeds, frames=frames, shape=(channels, *size_px)).to(text_BND.device)
     more = {} if known is None else {"known_BCTHW": known.channels}
 
     def given(text: torch.Tensor) -> Denoise:
-        return lambda x, timestep_B: model(x, timestep_B, text, temporal=temporal, **more)
+        def denoise(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
+            return model(x, timestep_B, text, temporal=temporal, **more)[:, :channels]
+
+        return denoise
 
     return solve(
         given(text_BND),
@@ -176,6 +179,7 @@ def sample_ssr(  # noqa: PLR0913  every one is said by the recipe
     plan: windows.Plan,
     settings: Sampling,
     weights: str = "linear",
+    trim: int = 0,
     augment_level: float = 0.2,
     micro_batch: int = 1,
     precondition: bool = True,
@@ -184,26 +188,25 @@ def sample_ssr(  # noqa: PLR0913  every one is said by the recipe
 ) -> torch.Tensor:
     """Return videos_BCTHW `scale` times as large, by overlapping windows reconciled at every step.
 
-    `micro_batch` windows share a forward pass, the last filled up. The condition's augmentation is
-    drawn for each frame, not for each window: that would make seams. `known` has the result's size.
+    `micro_batch` windows share a forward pass, the last filled up. `known` has the result's size.
     """
-    clean = ssr.upsample(low_BCTHW, scale)
-    level_B = clean.new_full((len(clean),), augment_level)
+    condition, level_B = _condition(low_BCTHW, augment_level, seeds=seeds, scale=scale)
     given = partial(
         windowed,
         model,
-        ssr.augment(clean, level_B, _drawn(seeds, "augment", 0, clean)),
+        condition,
         level_B=level_B,
         schedule=settings.schedule,
         plan=plan,
         kind=weights,
+        trim=trim,
         micro_batch=micro_batch,
         precondition=precondition,
         known=known,
     )
     return solve(
         given(text_BND),
-        _drawn(seeds, "initial", 0, clean),
+        _drawn(seeds, "initial", 0, condition),
         seeds=seeds,
         settings=settings,
         unconditional=given(null_BND),
@@ -212,7 +215,16 @@ def sample_ssr(  # noqa: PLR0913  every one is said by the recipe
     )
 
 
-def windowed(
+def _condition(
+    low_BCTHW: torch.Tensor, level: float, *, seeds: Sequence[int], scale: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the enlarged, augmented video and level_B; noise by the frame, not the window: no seams."""
+    level_B = low_BCTHW.new_full((len(low_BCTHW),), level)
+    enlarged = ssr.upsample(low_BCTHW, scale)
+    return ssr.augment(enlarged, level_B, _drawn(seeds, "augment", 0, enlarged)), level_B
+
+
+def windowed(  # noqa: PLR0913  as sample_ssr
     model: torch.nn.Module,
     condition_BCTHW: torch.Tensor,
     text_BND: torch.Tensor,
@@ -221,12 +233,13 @@ def windowed(
     schedule: Schedule,
     plan: windows.Plan,
     kind: str = "linear",
+    trim: int = 0,
     micro_batch: int = 1,
     precondition: bool = True,
     known: Known | None = None,
 ) -> Denoise:
     """Return a denoiser of whole videos that calls the SSR on windows and reduces these."""
-    weights_KT = windows.weights(plan, kind)
+    weights_KT = windows.weights(plan, kind, trim)
     count = len(plan.starts)
     videos = (condition_BCTHW,) if known is None else (condition_BCTHW, known.channels)
     form: dict[str, Any] = {} if precondition else {"precondition": False}

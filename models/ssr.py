@@ -5,7 +5,7 @@ temporal convolutions everywhere, no temporal attention (Lumiere, section 3.2; I
 Letters: B batch, C channels, T frames, H height, W width, N tokens, D width of tokens.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -51,7 +51,7 @@ class Config:
     @property
     def network(self) -> stunet.Config:
         """The STUNet this stands for."""
-        config = stunet.Config(
+        return stunet.Config(
             sample_px=self.sample_px,
             in_channels=2 * self.channels,
             out_channels=self.channels,
@@ -64,8 +64,8 @@ class Config:
             head_dim=self.head_dim,
             norm_groups=self.norm_groups,
             noise_level=True,
+            known=self.known,
         )
-        return replace(config, known=True) if self.known else config
 
 
 def build(config: Config, *, seed: int) -> stunet.STUNet:
@@ -118,7 +118,8 @@ def denoiser(
 
     def network(x_BCTHW: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
         both = torch.cat((x_BCTHW, condition_BCTHW), dim=1)
-        return model(both, timestep_B, text_BND, level_B=level_B, **known)
+        said = model(both, timestep_B, text_BND, level_B=level_B, **known)
+        return said[:, : x_BCTHW.shape[1]]  # public weights may say a variance too
 
     if not precondition:
         return network

@@ -111,6 +111,7 @@ class Generator:
             spec.text([""]),
             seeds=[order.seed],
             scale=spec.ssr.scale if spec.ssr else 1,
+            precondition=spec.ssr.precondition if spec.ssr else True,
             plan=self._plan(),
             settings=self._sampling("ssr_solver", "ssr"),
             weights=self._told.settings["windows"]["weights"],

@@ -208,20 +208,17 @@ def test_10_control_noise_drawn_for_each_window_is_thinned():
     plan = windows.exact(20, 8, 2)
     weights_KT = windows.weights(plan, "uniform")
     x = samplers.initial([7], frames=20, shape=(3, 48, 48))
-    scheduler = diffusion.make_scheduler("ddpm", SCHEDULE)
-    scheduler.set_timesteps(10)
-    for step, timestep in enumerate(scheduler.timesteps):
+    scheduler = diffusion.make_scheduler("ddpm", SCHEDULE, 10)
+    for step, timestep in enumerate(diffusion.timesteps(SCHEDULE, 10)):
         parts = []
         for k in range(len(plan.starts)):
             view = x[:, :, plan.slice(k)]
-            said = whole(Silent(), torch.zeros_like(view))(view, timestep.reshape(1))
+            said = whole(Silent(), torch.zeros_like(view))(view, torch.tensor([timestep]))
             own = noise.normal(
                 100 + k, stream="step", step=step, frames=range(8), shape=(3, 48, 48)
             )
             fresh = own.transpose(0, 1)[None]
-            parts.append(
-                (k, diffusion.advance(scheduler, said, int(timestep), view, step_noise=fresh))
-            )
+            parts.append((k, diffusion.advance(scheduler, said, step, view, step_noise=fresh)))
         x = reduce(parts, plan, weights_KT)
     assert spreads(x, plan) < 0.85
 
@@ -229,14 +226,13 @@ def test_10_control_noise_drawn_for_each_window_is_thinned():
 def by_steps(say, plan, weights_KT, threshold: str) -> torch.Tensor:
     """Step each window, then average, as the reference implementation does; say(k, view, timestep_B)."""
     x = samplers.initial([7], frames=plan.frames, shape=(3, 2, 2))
-    scheduler = diffusion.make_scheduler("ddim", SCHEDULE)
-    scheduler.set_timesteps(5)
-    for timestep in scheduler.timesteps:
-        parts, at = [], timestep.reshape(1)
+    scheduler = diffusion.make_scheduler("ddim", SCHEDULE, 5)
+    for step, timestep in enumerate(diffusion.timesteps(SCHEDULE, 5)):
+        parts, at = [], torch.tensor([timestep])
         for k in range(len(plan.starts)):
             view = x[:, :, plan.slice(k)]
             said = diffusion.thresholded(say(k, view, at), view, at, SCHEDULE, mode=threshold)
-            parts.append((k, diffusion.advance(scheduler, said, int(timestep), view)))
+            parts.append((k, diffusion.advance(scheduler, said, step, view)))
         x = reduce(parts, plan, weights_KT)
     return x
 
