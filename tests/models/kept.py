@@ -1,0 +1,31 @@
+"""Weights that tests train, kept outside the repository by a digest of what made them."""
+
+import fcntl
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+CACHE = Path.home() / ".cache" / "kinoray" / "tests"
+
+
+def kept(
+    name: str, files: Sequence[Path], make: Callable[[], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Return what `make` returns; made once a machine, until one of `files` or torch changes."""
+    whole = hashlib.sha256(torch.__version__.encode())
+    for path in sorted(files):
+        whole.update(path.read_bytes())
+    folder = CACHE / f"{name}-{whole.hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        # Two test workers must not train the same model at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = folder / "weights.safetensors"
+        if not path.exists():
+            part = folder / "part"
+            save_file({k: v.detach().contiguous() for k, v in make().items()}, part)
+            part.rename(path)
+    return load_file(path)
