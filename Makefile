@@ -16,8 +16,9 @@ setup: $(STAMP) $(ARCHIVES)/.fetched
 demo: setup
 	$(VENV)/bin/kinoray demo
 
+# Three workers on two cores too: much of a test's time Ray waits for its own processes.
 test: setup
-	$(PY) -m pytest -n 2 --dist loadfile -m "not faults and not trained"
+	$(PY) -m pytest -n 3 --dist loadfile -m "not faults and not trained"
 
 check: $(STAMP)
 	$(VENV)/bin/lint-imports --no-cache

@@ -35,6 +35,12 @@ KEEP_ALL = Keep(
 CAPTIONS = {"red.mp4": "a red square", "green.mp4": "a green square", "blue.mp4": "a blue square"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no worker is left with one at the end."""
+    rooms = ("tests/pipelines/", "tests/cluster/")
+    items.sort(key=lambda item: next((i for i, r in enumerate(rooms) if r in str(item.path)), 9))
+
+
 @dataclass(frozen=True)
 class Tiny:
     """Three videos of one clip each, and the dataset curated from them."""
