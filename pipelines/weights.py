@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from models import checkpoint, stunet
+from models import checkpoint, stunet, style
 from models.conditioning import TextConditioner, text_conditioner
 from models.diffusion import Schedule
 from models.ssr import Config as SsrConfig
@@ -100,13 +100,36 @@ def role_state(model: stunet.STUNet, role: stunet.Role) -> dict[str, torch.Tenso
     return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def video_model(base: Loaded, motion: Loaded) -> stunet.STUNet:
-    """Return base and motion as one network; ValueError unless the motion was trained over this base."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Style:
+    """Another base under the same motion, on purpose: `alpha` 0 is the motion's own base, 1 this one."""
+
+    base: Loaded
+    alpha: float
+
+    def digest(self, original: Loaded) -> str:
+        """Return the id of the base that comes of it."""
+        return style.digest(original.digest, self.base.digest, self.alpha)
+
+
+def video_model(base: Loaded, motion: Loaded, *, over: Style | None = None) -> stunet.STUNet:
+    """Return base and motion as one network; the motion must have been trained over this base.
+
+    Another base is named in `over`, never given in its place. Raises WrongInput for a base that the
+    motion does not know, ValueError for a style that is no fine-tuned copy of it.
+    """
     check_together({"base": base, "motion": motion})
     model = stunet.build(motion.spec.network, seed=0)
-    stunet.load_base(model, base.state)
+    state = base.state if over is None else _styled(base, over)
+    stunet.load_base(model, state)
     stunet.load_motion(model, motion.state)
     return model.eval()
+
+
+def _styled(base: Loaded, over: Style) -> dict[str, torch.Tensor]:
+    if over.base.spec.network.image_config != base.spec.network.image_config:
+        raise WrongInput("style: its image model has another shape than the base")
+    return style.interpolate(base.state, over.base.state, over.alpha)
 
 
 def check_together(loaded: Mapping[str, Loaded]) -> None:

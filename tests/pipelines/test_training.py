@@ -125,8 +125,23 @@ def test_motion_leaves_its_base_alone_and_names_it(tiny, tmp_path):
     for name, tensor in stunet.base_state(model).items():
         assert torch.equal(tensor, base.state[name])
     training.train(job(tiny, tmp_path / "other", "base", steps=2, seed=9), ALONE, Posts())
+    other = weights.load(tmp_path / "other", "base")
     with pytest.raises(ValueError, match="was trained over base"):
-        weights.video_model(weights.load(tmp_path / "other", "base"), motion)
+        weights.video_model(other, motion)
+    # Under another base only as a style that is named.
+    styles = [weights.Style(base=other, alpha=alpha) for alpha in (0.0, 0.5, 1.0)]
+    models = [weights.video_model(base, motion, over=style) for style in styles]
+    digests = [checkpoint.state_digest(stunet.base_state(model)) for model in models]
+    ends = [checkpoint.state_digest(loaded.state) for loaded in (base, other)]
+    assert [digests[0], digests[2]] == ends
+    assert len({*digests}) == len({style.digest(base) for style in styles}) == 3
+    for model in models:
+        assert checkpoint.state_digest(stunet.motion_state(model)) == checkpoint.state_digest(
+            motion.state
+        )
+    misfit = replace(other, spec=replace(other.spec, network=replace(NETWORK, text_dim=8)))
+    with pytest.raises(ValueError, match="another shape"):
+        weights.video_model(base, motion, over=weights.Style(base=misfit, alpha=0.5))
 
 
 def test_only_the_newest_checkpoints_stay(tiny, tmp_path):
