@@ -11,7 +11,6 @@ from models import diffusion, noise
 from models.diffusion import Schedule
 
 # diffusers hands a tensor to numpy in the old way
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SCHEDULES = [
     Schedule(name=name, prediction=prediction, zero_terminal_snr=zero)

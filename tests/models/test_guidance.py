@@ -9,7 +9,6 @@ from models import guidance, samplers
 from models.samplers import Sampling
 
 # diffusers hands a tensor to numpy in the old way
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 X = samplers.initial([1], frames=2, shape=(3, 4, 4))
 

@@ -16,7 +16,6 @@ from models.multidiffusion import reduce
 from models.samplers import Sampling
 
 # diffusers hands a tensor to numpy in the old way
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SCHEDULE = Schedule()
 KINDS = ["linear", "uniform", "hann"]

@@ -11,7 +11,6 @@ from models.known import Known
 from models.samplers import Sampling, Start
 
 # diffusers hands a tensor to numpy in the old way
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 ZERO, ENDING = Schedule(), Schedule(name="linear", prediction="epsilon", zero_terminal_snr=False)
 MEAN, STD = 0.3, 0.5

@@ -20,8 +20,8 @@ FRAMES = 8
 TEXT, SCHEDULE = HashedText(dim=64, length=8), Schedule()
 CONFIG = stunet.Config(
     sample_px=world.PX,
-    widths=(32, 48, 64),
-    text_levels=2,
+    widths=(24, 32, 48),
+    text_levels=1,
     head_dim=8,
     temporal_factor=(2, 2),
     known=True,
@@ -41,7 +41,7 @@ Batch = tuple[torch.Tensor, list[str]]
 
 def base() -> dict[str, torch.Tensor]:
     """Return a base that draws the square in its colour; what moves is beyond it."""
-    return kept("video-base", SOURCES, lambda: _base(stunet.build(CONFIG, seed=0), shapes, 2000))
+    return kept("video-base", SOURCES, lambda: _base(stunet.build(CONFIG, seed=0), shapes, 1000))
 
 
 def motion() -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ def motion() -> dict[str, torch.Tensor]:
             role="motion", schedule=SCHEDULE, text=TEXT, run_seed=2, caption_dropout=0.1,
             min_snr_gamma=5.0, masks=known.Mixture(first_frame=0.25, tube=0.1, border=0.05, cinemagraph=0.1, nothing=0.5),
         )  # fmt: skip
-        _fit(model, told, shapes, steps=4000, batch=8, frames=FRAMES, rate=2e-3)
+        _fit(model, told, shapes, steps=2000, batch=8, frames=FRAMES, rate=2e-3)
         return stunet.motion_state(model)
 
     return kept("video-motion", SOURCES, make)
@@ -87,7 +87,7 @@ def ssr_model() -> stunet.STUNet:
         told = objective.Objective(
             role="ssr", schedule=SCHEDULE, text=TEXT, run_seed=3, frames=SSR_WINDOW, ssr=SSR
         )
-        _fit(model, told, textured, steps=1500, batch=8, frames=SSR_WINDOW, rate=2e-3)
+        _fit(model, told, textured, steps=1200, batch=4, frames=SSR_WINDOW, rate=2e-3)
         return dict(model.state_dict())
 
     model = ssr.build(SSR, seed=0)
@@ -153,7 +153,7 @@ def _base(
         caption_dropout=0.1,
         min_snr_gamma=5.0,
     )
-    _fit(model, told, clips, steps=steps, batch=16, frames=4, rate=2e-3)
+    _fit(model, told, clips, steps=steps, batch=8, frames=4, rate=2e-3)
     return stunet.base_state(model)
 
 
