@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from models import cost, stunet
 from tests.bench.machine import cores, cpu_name
 from tests.bench.storage import cache
+from tests.models.test_cost import DEEPFLOYD_XL, STABLE_DIFFUSION_15
 
 LOCK = Path(__file__).with_name("lumiere.lock")
 TABLE = Path(__file__).with_name("models.md")
@@ -29,11 +31,14 @@ OURS, FLAT, IMAGE, PEER = (
 )
 NETWORKS = (OURS, FLAT, IMAGE, PEER)
 TASKS = {"train": "forward and backward", "sample": "forward without gradients"}
+# The first is tiny: what is no kernel weighs most there. Real image models begin at 320 channels.
 SHAPES = (
     {"frames": 16, "px": 64, "widths": (32, 64, 96, 128), "blocks": 2},
-    {"frames": 80, "px": 32, "widths": (32, 64, 128), "blocks": 1},
+    {"frames": 16, "px": 32, "widths": (128, 256, 384), "blocks": 1},
 )
-TURNS, REPEATS = 3, 2
+GPU_SHAPES = ({"frames": 80, "px": 64, "widths": (128, 256, 384, 512), "blocks": 2},)
+TURNS, REPEATS = 2, 2
+PUBLIC = {"DeepFloyd IF-I-XL": DEEPFLOYD_XL, "Stable Diffusion 1.5": STABLE_DIFFUSION_15}
 
 
 def main() -> None:
@@ -49,14 +54,14 @@ def main() -> None:
     rows = [
         row
         for place in where
-        for shape in SHAPES
+        for shape in (GPU_SHAPES if gpu else SHAPES)
         for task in TASKS
         for row in compared({**shape, **place, "task": task, "peers": str(peers), "threads": 1})
     ]
     machine = (
         torch.cuda.get_device_name() if gpu else f"one core of {cpu_name()} ({cores()} in all)"
     )
-    text = table(rows, machine)
+    text = table(rows, machine) + work()
     TABLE.with_name("models-gpu.md" if gpu else TABLE.name).write_text(text)
     sys.stdout.write(text)
 
@@ -125,6 +130,28 @@ def table(rows: list[dict[str, Any]], machine: str) -> str:
             f"{r['s'] / r['ours']['s']:.2f} | {r['mib']:.0f} | {r['ours']['mib'] / max(r['mib'], 1):.2f} | "
             f"{100 * r['glue']:.0f} % |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def work() -> str:
+    """Return what a step takes at the shapes of public image models, counted and not measured, as Markdown."""
+    lines = [
+        "",
+        "Forward pass for 80 frames of 64 x 64 px or latents, 2 FLOP a multiply-add, counted (models/cost.py):",
+        "",
+        "| shape of | temporal parameters, M (FiLM of it) | TFLOP | without temporal resampling | image model on each frame |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    size = {"frames": 80, "height": 64, "width": 64}
+    for name, image in PUBLIC.items():
+        config = stunet.Config.of_image(image)
+        counted = cost.temporal_parameters(config)
+        tera = [
+            cost.flops(config, **size, **kind) / 1e12
+            for kind in ({}, {"temporal_resampling": False}, {"temporal": False})
+        ]
+        parameters = f"{counted.total / 1e6:.1f} ({counted.film / 1e6:.1f})"
+        lines.append(f"| {name} | {parameters} | {' | '.join(f'{t:.1f}' for t in tera)} |")
     return "\n".join(lines) + "\n"
 
 

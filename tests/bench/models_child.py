@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from models import stunet
+from models import image_unet, stunet
 
 KERNELS = ("conv", "mm", "matmul", "linear", "attention", "einsum")
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -97,7 +97,7 @@ def peer(job: Job, shape: stunet.Config) -> tuple[Call, list[nn.Parameter]]:
     sys.path.insert(0, job.peers)
     Lumiere: Any = importlib.import_module("lumiere_pytorch").Lumiere
 
-    image = _Image(stunet.image_unet(shape, seed=0), shape.text_dim)
+    image = _Image(image_unet.build(shape.image_config, seed=0), shape.text_dim)
     model = Lumiere(
         image, image_size=job.px, unet_time_kwarg="time", **places(image.unet), channels=3
     )
