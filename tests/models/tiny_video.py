@@ -52,7 +52,7 @@ def motion() -> dict[str, torch.Tensor]:
         stunet.load_base(model, base())
         told = objective.Objective(
             role="motion", schedule=SCHEDULE, text=TEXT, run_seed=2, caption_dropout=0.1,
-            min_snr_gamma=5.0, masks=known.Mixture(first_frame=0.25, tube=0.1, border=0.05, cinemagraph=0.1, nothing=0.5),
+            masks=known.Mixture(first_frame=0.25, tube=0.1, border=0.05, cinemagraph=0.1, nothing=0.5),
         )  # fmt: skip
         _fit(model, told, shapes, steps=2000, batch=8, frames=FRAMES, rate=2e-3)
         return stunet.motion_state(model)
@@ -151,7 +151,6 @@ def _base(
         run_seed=1,
         frames=2,
         caption_dropout=0.1,
-        min_snr_gamma=5.0,
     )
     _fit(model, told, clips, steps=steps, batch=8, frames=4, rate=2e-3)
     return stunet.base_state(model)
