@@ -21,6 +21,7 @@ class Parameters:
     attn_inflate: int
     resample: int
     known: int
+    text: int
     film: int
     rest: int
 
@@ -32,7 +33,7 @@ class Parameters:
     @property
     def total(self) -> int:
         """All parameters of the motion state."""
-        return self.weights + self.known + self.film + self.rest
+        return self.weights + self.known + self.text + self.film + self.rest
 
 
 def temporal_parameters(config: stunet.Config) -> Parameters:
@@ -54,6 +55,8 @@ def temporal_parameters(config: stunet.Config) -> Parameters:
         attn_inflate=sum(12 * c * c for c in attns),
         resample=sum(3 * c * c for c in resamplers),
         known=known if config.known else 0,
+        # a norm and two layers, biases included
+        text=2 * config.text_dim + (config.text_dim + 1) * embed + (embed + 1) * embed,
         film=sum(2 * c * (embed + 1) for c in convs + attns),
         # three biases and two norms; qkv, output and two perceptron biases and two norms; one bias
         rest=7 * sum(convs) + 13 * sum(attns) + sum(resamplers),

@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from models import noise
+from models.schedule import Schedule, alpha_sigma, alphas_cumprod
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Scheduler = DDIMScheduler | DPMSolverMultistepScheduler
@@ -25,47 +25,6 @@ Scheduler = DDIMScheduler | DPMSolverMultistepScheduler
 # The ancestral sampler is DDIM with eta 1 (the same posterior): diffusers' DDPMScheduler draws its
 # own noise, ours must be addressed. A hair below 1 keeps 1 - abar - std^2 from rounding below 0.
 ANCESTRAL_ETA = 1.0 - 1e-6
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """Noise schedule and what the network predicts."""
-
-    name: Literal["cosine", "linear"] = "cosine"
-    num_timesteps: int = 1000
-    prediction: Literal["v", "epsilon", "x0"] = "v"
-    zero_terminal_snr: bool = True
-
-    def __post_init__(self) -> None:
-        if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise ValueError("prediction 'epsilon' carries nothing at zero terminal SNR: use 'v'")
-
-
-@lru_cache
-def alphas_cumprod(schedule: Schedule) -> torch.Tensor:
-    """Return abar_t, float64 (num_timesteps,), falling; the last is 0 at zero terminal SNR."""
-    n = schedule.num_timesteps
-    if schedule.name == "cosine":
-        grid = torch.arange(n + 1, dtype=torch.float64) / n
-        curve = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
-        betas = (1.0 - curve[1:] / curve[:-1]).clamp(max=0.999)
-    else:
-        betas = torch.linspace(1e-4, 0.02, n, dtype=torch.float64) * (1000 / n)
-    abar = torch.cumprod(1.0 - betas, dim=0)
-    if schedule.zero_terminal_snr:
-        root = abar.sqrt()
-        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    return abar
-
-
-def alpha_sigma(
-    schedule: Schedule, timestep_B: torch.Tensor, like: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return alpha and sigma shaped (B, 1, ...) for broadcasting over `like`."""
-    abar = alphas_cumprod(schedule)[timestep_B.cpu().long()]
-    shape = (-1, *(1 for _ in like.shape[1:]))
-    alpha, sigma = abar.sqrt().reshape(shape), (1.0 - abar).sqrt().reshape(shape)
-    return alpha.to(like), sigma.to(like)
 
 
 def add_noise(

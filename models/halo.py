@@ -132,9 +132,12 @@ def reduce(
     """
     _check_weights(halo, weights_KT)
     said = {**_owned(halo, part, own), **_told(halo, part, received)}
-    b, c, _, h, w = next(iter(own.values())).shape
+    first = next(iter(own.values()))
+    for k, (_, value) in said.items():
+        multidiffusion.same_video(f"window {k}", value, first)
+    b, c, _, h, w = first.shape
     held = halo.frames(part)
-    video = torch.zeros(b, c, held.stop - held.start, h, w, device=next(iter(own.values())).device)
+    video = torch.zeros(b, c, held.stop - held.start, h, w, device=first.device)
     shares_KT = multidiffusion.shares(weights_KT).to(video)
     for k in sorted(said):
         start, value = said[k]
@@ -179,6 +182,7 @@ def _told(
 
 
 def _check_weights(halo: HaloPlan, weights_KT: torch.Tensor) -> None:
+    multidiffusion.check_weights(weights_KT, halo.plan)
     for k in range(len(halo.plan.starts)):
         said = windows.trimmed(halo.plan, k, halo.trim)
         if bool(weights_KT[k, : said.start].any()) or bool(weights_KT[k, said.stop :].any()):

@@ -39,7 +39,7 @@ class Known:
             )
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("a known mask holds 1 (known) and 0 (to be made) only: threshold it")
-        mask = mask.to(video)
+        mask = mask.to(video, copy=True)  # the caller's own may change
         # not a product: what is unknown may be anything, NaN too, and must not be seen
         blanked = torch.where(mask == 1, video, torch.zeros((), dtype=video.dtype).to(video))
         object.__setattr__(self, "video_BCTHW", blanked)
@@ -172,8 +172,8 @@ def training(
 def drawn_mask(
     seed: int, *, step: int, frames: int, size_px: tuple[int, int], mixture: Mixture
 ) -> tuple[str, torch.Tensor]:
-    """Return the task and its known mask_THW, fp32; 2 frames and 2x2 pixels are the least."""
-    if frames < 2 or min(size_px) < 2:
+    """Return the task and its known mask_THW, fp32; 2 frames (3 with first_last) of 2x2 pixels are the least."""
+    if frames < (3 if mixture.first_last else 2) or min(size_px) < 2:
         raise ValueError(f"{frames} frames of {size_px} pixels are too few to leave some unknown")
     u = noise.uniform(seed, stream="mask", step=step, count=_DRAWS).tolist()
     kind = mixture.kind(u[0])

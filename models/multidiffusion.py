@@ -24,6 +24,7 @@ def reduce(
     missing, contradicting, misshapen or non-finite window.
     """
     ordered = _ordered(windows, plan)
+    check_weights(weights_KT, plan)
     b, c, _, h, w = ordered[0].shape
     video = torch.zeros(b, c, plan.frames, h, w, device=ordered[0].device)
     shares_KT = shares(weights_KT).to(video)
@@ -31,6 +32,13 @@ def reduce(
         part = video[:, :, plan.slice(k)]
         blend(part, prediction, shares_KT[k, plan.slice(k)])
     return video
+
+
+def check_weights(weights_KT: torch.Tensor, plan: Plan) -> None:
+    """Raise ValueError unless the table is one of this plan."""
+    wanted = (len(plan.starts), plan.frames)
+    if tuple(weights_KT.shape) != wanted:
+        raise ValueError(f"window weights are {(*weights_KT.shape,)}, the plan's are {wanted}")
 
 
 def shares(weights_KT: torch.Tensor) -> torch.Tensor:
@@ -47,6 +55,13 @@ def blend(mean_BCTHW: torch.Tensor, value_BCTHW: torch.Tensor, share_T: torch.Te
     mean_BCTHW += share_T[:, None, None] * (value_BCTHW.float() - mean_BCTHW)
 
 
+def same_video(name: str, part_BCTHW: torch.Tensor, other_BCTHW: torch.Tensor) -> None:
+    """Raise ValueError unless two parts agree in all but their frames: nothing is broadcast."""
+    shapes = [(*part.shape[:2], *part.shape[3:]) for part in (part_BCTHW, other_BCTHW)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{name} has (B, C, H, W) = {shapes[0]} where another has {shapes[1]}")
+
+
 def accept(
     found: dict[int, torch.Tensor], index: int, prediction: torch.Tensor, plan: Plan
 ) -> None:
@@ -55,6 +70,8 @@ def accept(
         raise ValueError(f"window {index} is not in the plan of {len(plan.starts)}")
     if prediction.shape[2] != plan.window:
         raise ValueError(f"window {index} has {prediction.shape[2]} frames, not {plan.window}")
+    for other in found.values():
+        same_video(f"window {index}", prediction, other)
     if not bool(torch.isfinite(prediction).all()):
         raise ValueError(f"window {index} holds NaN or infinite values")
     if index in found and not torch.equal(found[index], prediction):

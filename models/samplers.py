@@ -36,7 +36,7 @@ class Sampling:
     sampler: Literal["ddim", "dpm++", "ddpm"] = "ddim"
     steps: int = 10
     guidance_scale: float = 1.0
-    threshold: Literal["none", "static", "dynamic"] = "static"
+    threshold: Literal["none", "static", "dynamic"] = "static"  # for pixels; latents have no bounds
     guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
@@ -121,8 +121,8 @@ def guided(conditional: Denoise, unconditional: Denoise | None, guidance_scale: 
         raise ValueError(f"guidance {guidance_scale} needs the unconditional denoiser as well")
 
     def denoise(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
-        base = unconditional(x, timestep_B)
-        return base + guidance_scale * (conditional(x, timestep_B) - base)
+        base = unconditional(x, timestep_B).float()  # the difference is small: not in bf16
+        return base + guidance_scale * (conditional(x, timestep_B).float() - base)
 
     return denoise
 
@@ -147,6 +147,8 @@ def sample_base(  # noqa: PLR0913  every one is said by the recipe
     `known` makes it image-to-video, in- or outpainting and so on, `start` video-to-video; a network
     without known channels is never given any. Of a learned variance nothing is used.
     """
+    if channels != 3 and settings.threshold != "none":
+        raise ValueError(f"threshold {settings.threshold!r} is for pixels: latents take 'none'")
     x = initial(seeds, frames=frames, shape=(channels, *size_px)).to(text_BND.device)
     more = {} if known is None else {"known_BCTHW": known.channels}
 
@@ -219,6 +221,8 @@ def _condition(
     low_BCTHW: torch.Tensor, level: float, *, seeds: Sequence[int], scale: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the enlarged, augmented video and level_B; noise by the frame, not the window: no seams."""
+    if not 0.0 <= level < 1.0:
+        raise ValueError(f"augment_level {level} must lie in [0, 1): the share that is noise")
     level_B = low_BCTHW.new_full((len(low_BCTHW),), level)
     enlarged = ssr.upsample(low_BCTHW, scale)
     return ssr.augment(enlarged, level_B, _drawn(seeds, "augment", 0, enlarged)), level_B

@@ -27,9 +27,9 @@ class Config:
 
     `temporal_factor` has one entry for each of the len(widths) - 1 spatial resizes.
     `text_levels` coarsest levels have spatial self-attention and cross-attention to the text.
-    `known`: the model takes known frames. `checkpointing`: it keeps less for the gradients and computes again.
-    `image`: JSON of a diffusers UNet2DConditionModel; its levels have the attention it says, and `text_levels`
-    is not read. `head_dim` and `norm_groups` are then those of the temporal modules.
+    `known`: takes known frames. `checkpointing`: keeps less for the gradients and computes again. `image`: JSON of
+    a diffusers UNet2DConditionModel, for which `text_levels` is not read; `head_dim` and `norm_groups` are then
+    those of the temporal modules.
     """
 
     sample_px: int = 32
@@ -180,6 +180,7 @@ class STUNet(nn.Module):
             unet,
             factors=config.temporal_factor,
             embed_dim=image_unet.embed_dim(unet),
+            text_dim=config.text_dim,
             groups=config.norm_groups,
             head_dim=config.head_dim,
             attention_blocks=config.attention_blocks if config.temporal_attention else 0,
@@ -206,10 +207,12 @@ class STUNet(nn.Module):
         b, t = x_BCTHW.shape[0], x_BCTHW.shape[2]
         text_BND = text_BND.to(x_BCTHW.dtype)
         unet: Any = self.unet  # torch and diffusers declare their blocks' members loosely
+        e_BD = image_unet.embed(unet, x_BCTHW, timestep_B, text_BND, level_B)
         walk = Walk(
             unet,
             self.motion,
-            e_BD=image_unet.embed(unet, x_BCTHW, timestep_B, text_BND, level_B),
+            e_BD=e_BD,
+            told_BD=e_BD + self.motion.text_in(text_BND) if temporal else e_BD,
             text_BND=unet.process_encoder_hidden_states(text_BND, added_cond_kwargs={}),
             frames=t,
             temporal=temporal,
@@ -255,18 +258,15 @@ class STUNet(nn.Module):
         if known is None:
             return
         if not self.config.known or not temporal:
-            raise ValueError(
-                "this model takes no known frames: Config.known=True and temporal=True"
-            )
+            raise ValueError("takes known frames with Config.known=True and temporal=True only")
         wanted = (x.shape[0], self.config.video_channels + 1, t, h, w)
-        if tuple(known.shape) != wanted:
+        if known.shape != wanted:
             raise ValueError(f"known_BCTHW must be {wanted}, video and mask, not {(*known.shape,)}")
 
 
 def _fold(x_BCTHW: torch.Tensor) -> torch.Tensor:
     """Return the frames (B*T, C, H, W) with channels innermost."""
-    h = x_BCTHW.transpose(1, 2).flatten(0, 1)
-    return h.contiguous(memory_format=torch.channels_last)
+    return x_BCTHW.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def base_state(model: STUNet) -> dict[str, torch.Tensor]:

@@ -62,6 +62,31 @@ class Film(nn.Module):
         return 1.0 + scale, shift
 
 
+class TextIn(nn.Module):
+    """Text tokens to one embedding for the temporal modules, learned with them.
+
+    The image model's own pooling learned from frames, and drops words that only motion shows.
+    """
+
+    def __init__(self, text_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(text_dim)
+        self.each = nn.Linear(text_dim, embed_dim)
+        self.out = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, text_BND: torch.Tensor) -> torch.Tensor:
+        """Return (B, D): the mean of what each token says."""
+        norm = self.norm
+        x = functional.layer_norm(
+            text_BND.float(),
+            norm.normalized_shape,
+            norm.weight.float(),
+            norm.bias.float(),
+            norm.eps,
+        )
+        return self.out(functional.silu(self.each(x.to(text_BND.dtype))).mean(1))
+
+
 class ConvInflate(nn.Module):
     """Factorised space-time convolution: h + W_out silu(Conv1d silu(film GN Conv2d silu(GN h)))."""
 
@@ -157,7 +182,7 @@ class TUp(nn.Module):
 
 
 class Motion(nn.Module):
-    """All temporal modules of a U-Net: an inflation after each (resnet, attention) pair, resamplers.
+    """All temporal modules of a U-Net: an inflation after each (resnet, attention) pair, resamplers, text.
 
     attention_blocks at the coarsest level and in the middle; with 0 there are convolutions there too.
     `factors` belong to the spatial resizes from finest to coarsest; 1 leaves the frames alone.
@@ -170,6 +195,7 @@ class Motion(nn.Module):
         *,
         factors: Sequence[int],
         embed_dim: int,
+        text_dim: int,
         groups: int,
         head_dim: int,
         attention_blocks: int,
@@ -201,6 +227,7 @@ class Motion(nn.Module):
             TUp(block.resnets[-1].out_channels, factor) if factor > 1 else nn.Identity()
             for block, factor in zip(up[:-1], reversed(factors), strict=True)
         )
+        self.text_in = TextIn(text_dim, embed_dim)
         # last, so that the other modules' random weights are the same with and without it
         self.known_in = _known_in(unet.conv_in, known_channels) if known_channels else None
 

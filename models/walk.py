@@ -18,10 +18,10 @@ from models import image_unet
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """The conditions of one temporal level, repeated for each of its `frames`."""
+    """The conditions of one temporal level, repeated for each of its `frames` but for told_BD."""
 
     frames: int
-    e_BD: torch.Tensor
+    told_BD: torch.Tensor
     e_FD: torch.Tensor
     text_FND: torch.Tensor
 
@@ -29,6 +29,7 @@ class Level:
 class Walk:
     """The level a pass is at, and its skips; `temporal` off leaves out all that is not the image model's.
 
+    e_BD is the image model's embedding, told_BD that of the temporal modules.
     With `checkpointing` each step keeps its inputs only and is run again for the gradients.
     """
 
@@ -38,13 +39,14 @@ class Walk:
         motion: Any,
         *,
         e_BD: torch.Tensor,
+        told_BD: torch.Tensor,
         text_BND: torch.Tensor,
         frames: int,
         temporal: bool,
         checkpointing: bool,
     ) -> None:
         self.unet, self.motion = unet, motion
-        self.e_BD, self.text_BND = e_BD, text_BND
+        self.e_BD, self.told_BD, self.text_BND = e_BD, told_BD, text_BND
         self.temporal, self.checkpointing = temporal, checkpointing
         self.skips: list[torch.Tensor] = []
         self.here = self._level(frames)
@@ -81,7 +83,7 @@ class Walk:
     def _level(self, frames: int) -> Level:
         return Level(
             frames=frames,
-            e_BD=self.e_BD,
+            told_BD=self.told_BD,
             e_FD=self.e_BD.repeat_interleave(frames, 0),
             text_FND=self.text_BND.repeat_interleave(frames, 0),
         )
@@ -102,7 +104,7 @@ class Walk:
             if attention is not None:
                 h = image_unet.attend(attention, h, here.text_FND)
             for module in inflations:
-                h = module(h, here.e_BD, here.frames)
+                h = module(h, here.told_BD, here.frames)
             return h
 
         return self._run(run, h, *skip)

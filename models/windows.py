@@ -44,9 +44,12 @@ class Plan:
 
 
 def even(frames: int, window: int, overlap: int) -> Plan:
-    """Spread the fewest windows evenly; every overlap is at least `overlap`, most are larger."""
-    window = min(window, frames)
+    """Spread the fewest windows evenly; every overlap is at least `overlap`, most are larger.
+
+    A video no longer than a window is one window, here as in the other plans.
+    """
     count = _count(frames, window, overlap)
+    window = min(window, frames)
     if count == 1:
         return Plan(frames=frames, window=window, starts=(0,))
     # integer rounding to nearest of i * (frames - window) / (count - 1)
@@ -57,8 +60,9 @@ def even(frames: int, window: int, overlap: int) -> Plan:
 
 def clamped(frames: int, window: int, overlap: int) -> Plan:
     """Lay windows at equal strides and move the last one back to end at the last frame."""
-    window = min(window, frames)
     count = _count(frames, window, overlap)
+    if count == 1:
+        return Plan(frames=frames, window=min(window, frames), starts=(0,))
     starts = tuple(min(i * (window - overlap), frames - window) for i in range(count))
     return Plan(frames=frames, window=window, starts=starts)
 
@@ -134,4 +138,4 @@ def _profile(plan: Plan, k: int, kind: str, trim: int) -> torch.Tensor:
 def _count(frames: int, window: int, overlap: int) -> int:
     if not 0 <= overlap < window:
         raise ValueError(f"overlap {overlap} must lie in 0..{window - 1} for windows of {window}")
-    return max(1, -(-(frames - overlap) // (window - overlap)))
+    return 1 if frames <= window else -(-(frames - overlap) // (window - overlap))

@@ -1,16 +1,16 @@
 """Parameterisations invert each other; every sampler reaches the target of an exact denoiser."""
 
+import json
 import math
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models import diffusion, noise
 from models.diffusion import Schedule
-
-# diffusers hands a tensor to numpy in the old way
 
 SCHEDULES = [
     Schedule(name=name, prediction=prediction, zero_terminal_snr=zero)
@@ -183,3 +183,51 @@ def test_dynamic_thresholds_do_not_depend_on_the_order_of_frames():
         diffusion.threshold(x0[:, :, 2:], "dynamic"),
     ]
     assert not torch.allclose(torch.cat(parts, dim=2), whole, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": "scaled"}, {"prediction": "eps"}, {"num_timesteps": 1}], ids=str
+)
+def test_unknown_words_of_a_schedule_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"unknown schedule|at least 2"):
+        Schedule(**wrong)
+
+
+@pytest.mark.parametrize("num_timesteps", [2, 10, 19, 1000])
+@pytest.mark.parametrize("name", ["cosine", "linear", "scaled_linear"])
+def test_abar_falls_within_zero_and_one(name, num_timesteps):
+    told = {"prediction": "epsilon", "zero_terminal_snr": False}
+    abar = diffusion.alphas_cumprod(Schedule(name=name, num_timesteps=num_timesteps, **told))
+    assert bool((abar > 0).all())
+    assert bool((abar < 1).all())
+    assert bool((abar.diff() < 0).all())
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, "scaled_linear"),
+        ({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}, "cosine"),
+        ({"beta_schedule": "linear", "rescale_betas_zero_snr": False}, "linear"),
+    ],
+)  # fmt: skip
+def test_a_pipelines_own_schedule_is_diffusers_table(told, name, tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    found = Schedule.of_diffusers(tmp_path)
+    assert found.name == name
+    assert found.prediction == ("v" if "prediction_type" in told else "epsilon")
+    theirs = DDIMScheduler(**told).alphas_cumprod
+    assert torch.allclose(diffusion.alphas_cumprod(found).float(), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"beta_schedule": "sigmoid"}, {"beta_start": 0.1}, {"prediction_type": "flow"}],
+    ids=str,
+)
+def test_a_pipelines_other_schedule_is_refused(told, tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="scheduler_config"):
+        Schedule.of_diffusers(tmp_path)

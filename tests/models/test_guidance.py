@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 from models import guidance, samplers
 from models.samplers import Sampling
 
-# diffusers hands a tensor to numpy in the old way
-
 X = samplers.initial([1], frames=2, shape=(3, 4, 4))
 
 

@@ -128,7 +128,7 @@ def box(inside: torch.Tensor) -> tuple[int, int, int, int] | None:
     return (top, bottom, left, right) if full else None
 
 
-SEEDS, SIZES = st.integers(0, 2**64 - 1), st.tuples(*(st.integers(2, 20) for _ in range(3)))
+SEEDS, SIZES = st.integers(0, 2**64 - 1), st.tuples(*(st.integers(low, 20) for low in (3, 2, 2)))
 
 
 @given(SEEDS, SIZES)
@@ -226,3 +226,10 @@ def test_masks_are_addressed_by_seed_and_step_alone():
         for k in range(8)
     ]
     assert len({m.numpy().tobytes() for m in steps}) == 8
+
+
+def test_a_mask_is_the_callers_no_more():
+    mask = torch.zeros(1, 1, 4, 8, 8)
+    given = known.Known(torch.ones(1, 3, 4, 8, 8), mask)
+    mask.fill_(1.0)
+    assert float(given.mask_B1THW.sum()) == 0.0

@@ -127,3 +127,13 @@ def test_weights_must_cover_every_frame():
     plan = windows.exact(6, 4, 2)
     with pytest.raises(ValueError, match="positive somewhere"):
         reduce([(0, part()), (1, part())], plan, torch.zeros(2, 6))
+
+
+def test_nothing_is_broadcast():
+    plan = windows.exact(6, 4, 2)
+    whole, part = torch.ones(2, 3, 4, 8, 8), torch.zeros(1, 1, 4, 1, 1)
+    with pytest.raises(ValueError, match=r"window 1 has \(B, C, H, W\)"):
+        reduce([(0, whole), (1, part)], plan, windows.weights(plan))
+    other = windows.weights(windows.exact(8, 4, 0))
+    with pytest.raises(ValueError, match=r"the plan's are \(2, 6\)"):
+        reduce([(0, whole), (1, whole)], plan, other)

@@ -15,8 +15,6 @@ from models.metrics import motion
 from models.multidiffusion import reduce
 from models.samplers import Sampling
 
-# diffusers hands a tensor to numpy in the old way
-
 SCHEDULE = Schedule()
 KINDS = ["linear", "uniform", "hann"]
 TEXT, LEVEL = torch.zeros(1, 1, 4), torch.tensor([0.3])

@@ -7,8 +7,6 @@ from models import diffusion, noise, samplers, ssr, windows
 from models.diffusion import Schedule
 from models.samplers import Sampling
 
-# diffusers hands a tensor to numpy in the old way
-
 ZERO, ENDING = Schedule(), Schedule(name="linear", prediction="epsilon", zero_terminal_snr=False)
 MEAN, STD = 0.3, 0.5
 

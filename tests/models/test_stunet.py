@@ -214,13 +214,13 @@ def test_building_depends_on_the_seed_only_and_leaves_the_global_generator_alone
 
 
 def test_temporal_parameters_by_closed_form():
-    """13 c^2 a ConvInflate, 12 c^2 an AttnInflate, 3 c^2 a resampler, without FiLM, biases and norms."""
+    """13 c^2 a ConvInflate, 12 c^2 an AttnInflate, 3 c^2 a resampler, without FiLM, text, biases, norms."""
     with torch.device("meta"):
         model = stunet.build(stunet.Config(widths=(16, 32), temporal_factor=(2,)), seed=0)
     weights = {
         name: p.numel()
         for name, p in model.motion.named_parameters()
-        if p.ndim > 1 and "film" not in name
+        if p.ndim > 1 and "film" not in name and "text_in" not in name
     }
     levels = {16: 13 * 3 + 3 + 0, 32: 12 * 4 + 3}
     assert sum(weights.values()) == sum(share * c * c for c, share in levels.items())

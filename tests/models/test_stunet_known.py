@@ -101,7 +101,7 @@ def test_every_motion_gradient_is_there_when_nothing_is_known():
 def test_what_does_not_fit_is_refused():
     model, plain = build("deepfloyd-1", known=True), build("deepfloyd-1")
     x, known = inputs(model)
-    with pytest.raises(ValueError, match=r"takes no known frames: Config.known=True"):
+    with pytest.raises(ValueError, match=r"takes known frames with Config.known=True"):
         run(plain, x, known_BCTHW=known)
     with pytest.raises(ValueError, match="temporal=True"):
         run(model, x, known_BCTHW=known, temporal=False)

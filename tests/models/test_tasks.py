@@ -10,8 +10,6 @@ from models.diffusion import Schedule
 from models.known import Known
 from models.samplers import Sampling, Start
 
-# diffusers hands a tensor to numpy in the old way
-
 ZERO, ENDING = Schedule(), Schedule(name="linear", prediction="epsilon", zero_terminal_snr=False)
 MEAN, STD = 0.3, 0.5
 SAMPLERS = ["ddim", "dpm++", "ddpm"]
@@ -273,10 +271,17 @@ def test_sample_base_takes_every_argument_of_the_solver():
     assert torch.equal(made, source)
     both = base(Conditioned(), start=kept, known=GIVEN, composite="final")
     assert torch.equal(both, GIVEN.composite(source))
-    latent = samplers.sample_base(
-        Latent(), TEXT, TEXT, seeds=[3], frames=4, size_px=(8, 8), settings=Sampling(steps=2), channels=4
-    )  # fmt: skip
-    assert latent.shape == (1, 4, 4, 8, 8)
+    told = {"seeds": [3], "frames": 4, "size_px": (8, 8), "channels": 4}
+    free = Sampling(steps=2, threshold="none")
+    assert samplers.sample_base(Latent(), TEXT, TEXT, settings=free, **told).shape == (
+        1,
+        4,
+        4,
+        8,
+        8,
+    )
+    with pytest.raises(ValueError, match="for pixels: latents take 'none'"):
+        samplers.sample_base(Latent(), TEXT, TEXT, settings=Sampling(steps=2), **told)
 
 
 class Latent(torch.nn.Module):

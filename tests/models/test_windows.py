@@ -124,3 +124,10 @@ def test_bad_requests_are_refused():
         windows.exact(80, 16, 2)
     with pytest.raises(ValueError, match="unknown window weights"):
         windows.weights(windows.even(80, 16, 2), "triangle")
+
+
+@pytest.mark.parametrize("make", [windows.even, windows.clamped, windows.exact])
+@pytest.mark.parametrize(("frames", "overlap"), [(8, 8), (2, 2), (1, 0), (28, 27)])
+def test_a_video_no_longer_than_a_window_is_one_window(make, frames, overlap):
+    plan = make(frames, 28, overlap)
+    assert (plan.frames, plan.window, plan.starts) == (frames, frames, (0,))
