@@ -55,7 +55,7 @@ class Reach(torch.nn.Module):
 
 
 def through_windows(model, condition, plan, weights_KT, *, order=None):
-    """The windowed denoiser written out once more, so that trim and order can be set."""
+    """The windowed denoiser written out once more, so that the order of arrival can be set."""
 
     def denoise(x, timestep_B):
         parts = []
@@ -112,8 +112,8 @@ def test_3_trim_as_wide_as_the_receptive_field_gives_the_whole_video(reach, data
     plain = solved(whole(Reach(reach), condition), 18, told(sampler))
 
     def by(trim):
-        weights_KT = windows.weights(plan, kind, trim)
-        return solved(through_windows(Reach(reach), condition, plan, weights_KT), 18, told(sampler))
+        found = windowed(Reach(reach), condition, plan, kind=kind, trim=trim)
+        return solved(found, 18, told(sampler))
 
     assert (by(reach) - plain).abs().max() <= 1e-6
     if len(plan.starts) > 1:  # control: without trim, and with one frame too few, it shows
