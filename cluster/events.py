@@ -37,7 +37,7 @@ class EventLog:
         """Hand every event from now on to `take` as well."""
         self._takers.append(take)
 
-    def emit(self, *, verb: str, event: str, **fields: Any) -> None:
+    def emit(self, /, *, verb: str, event: str, **fields: Any) -> None:
         """Append one event, with the time in UNIX seconds; raises OSError when the disk is full."""
         row = {"time": round(time.time(), 3), "verb": verb, "event": event, **fields}
         line = json.dumps(row, ensure_ascii=False, default=str) + "\n"

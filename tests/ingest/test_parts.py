@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ingest import ffmpeg
+from ingest import child, ffmpeg
 from ingest.clip import Contract, Prep
 from ingest.reading import Reading, SeekMissed
 from ingest.sources import SourceError, list_sources
@@ -219,12 +219,16 @@ def test_a_small_file_that_claims_to_be_endless_is_one_unit(studio):
     assert name_source(replace(source, bytes=10**5), prep=PREP).num_parts == 1
 
 
-def test_a_busy_machine_does_not_decide_how_many_parts_there_are(long_file, tmp_path):
+def test_a_busy_machine_does_not_decide_how_many_parts_there_are(long_file, tmp_path, monkeypatch):
     """Else the next run would find other units of work, and the same clips again."""
     (source,) = list_sources([str(long_file)])
-    hurried = replace(PREP, decode_timeout_s=0.0)
-    with pytest.raises(SourceError, match="Timeout"):  # the executor tries again
-        name_source(source, prep=hurried)
+    slow = tmp_path / "slow-ffmpeg"
+    slow.write_text(f'#!/bin/sh\nsleep 5\nexec "{child.executable()}" "$@"\n')
+    slow.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(child, "executable", lambda: str(slow))
+        with pytest.raises(SourceError, match="Timeout"):  # the executor tries again
+            name_source(source, prep=replace(PREP, decode_timeout_s=0.1))
     unnamed = Named(sha256="", num_parts=1)  # and when it has given up
     (unit,) = units_of(source, unnamed, prep=PREP)
     ((row,),) = curated(tmp_path, [unit])

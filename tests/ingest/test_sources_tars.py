@@ -357,7 +357,7 @@ def test_words_for_all_members_end(tmp_path):
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for at in range(40):
-            text = b"".join(b"%d k%02d=%s\n" % (100_009, at, b"x" * 99_998) for _ in range(1))
+            text = b"".join(b"%d k%02d=%s\n" % (100_010, at, b"x" * 99_998) for _ in range(1))
             entry = tarfile.TarInfo("global")
             entry.type, entry.size = tarfile.XGLTYPE, len(text)
             tar.fileobj.write(

@@ -79,7 +79,7 @@ class Ran:
     folder: Path
 
 
-def kinoray(folder: Path, *words: str, timeout: float = 280) -> Ran:
+def kinoray(folder: Path, *words: str, timeout: float = 560) -> Ran:
     """Run the command line in `folder` from the plain checkout, with nothing of it installed."""
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run(
