@@ -31,7 +31,8 @@ SSR_WINDOW = 8
 MODELS = Path(stunet.__file__).parent
 SOURCES = [
     *(MODELS / f"{name}.py" for name in (
-        "conditioning", "diffusion", "ema", "image_unet", "known", "noise", "objective", "ssr", "stunet", "temporal",
+        "conditioning", "diffusion", "ema", "image_unet", "known", "noise", "objective", "schedule", "ssr", "stunet",
+        "temporal",
         "walk",
     )),
     Path(__file__), Path(world.__file__),
