@@ -2,13 +2,23 @@
 
 import fcntl
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 CACHE = Path.home() / ".cache" / "kinoray" / "tests"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, made where it is missing: two test workers must not train the same model at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def kept(
@@ -19,10 +29,7 @@ def kept(
     for path in sorted(files):
         whole.update(path.read_bytes())
     folder = CACHE / f"{name}-{whole.hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        # Two test workers must not train the same model at once.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder):
         path = folder / "weights.safetensors"
         if not path.exists():
             part = folder / "part"

@@ -4,7 +4,6 @@ Rendered clips with captions train them for about a minute each; the weights are
 of what made them in ~/.cache/kinoray/tests, so that it happens once a machine.
 """
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from torch.nn import functional
 
 from models.clip_pixels import Pixels, picked
 from models.clip_weights import Weights
+from tests.models.kept import CACHE, locked
 
-CACHE = Path.home() / ".cache" / "kinoray" / "tests"
 PX, FRAMES = 48, 16
 COLOURS = {
     "red": (220, 40, 40),
@@ -132,10 +131,7 @@ def _kept(
     cache: Path, name: str, config: dict, train: Callable[[torch.nn.Module], None]
 ) -> Weights:
     folder = cache / f"{name}-{digest()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        # Two test workers must not train the same model at once.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder):
         told = folder / "weights.json"
         if not told.exists():
             threads = torch.get_num_threads()
