@@ -7,6 +7,10 @@ unconditional pass. Steps are counted from pure noise, also where a run starts l
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
+from models.diffusion import Denoise
+
 Guidance = Callable[[int, int], float]
 
 
@@ -51,6 +55,20 @@ class Oscillating:
 def weight(guidance: Guidance, step: int, steps: int) -> float:
     """Return the weight of `step`; ValueError when the function gives less than 1."""
     return _check(guidance(step, steps))
+
+
+def guided(conditional: Denoise, unconditional: Denoise | None, guidance_scale: float) -> Denoise:
+    """Return p_u + w (p_c - p_u); with w = 1 it is the conditional model itself."""
+    if guidance_scale == 1.0:
+        return conditional
+    if unconditional is None:
+        raise ValueError(f"guidance {guidance_scale} needs the unconditional denoiser as well")
+
+    def denoise(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
+        base = unconditional(x, timestep_B).float()  # the difference is small: not in bf16
+        return base + guidance_scale * (conditional(x, timestep_B).float() - base)
+
+    return denoise
 
 
 def _check(scale: float) -> float:

@@ -50,6 +50,10 @@ class Known:
         """What the network takes: M * V, then M, (B, C + 1, T, H, W)."""
         return torch.cat((self.video_BCTHW, self.mask_B1THW), dim=1)
 
+    def to(self, like_BCTHW: torch.Tensor) -> "Known":
+        """Return the same on the device and in the type of `like`."""
+        return Known(self.video_BCTHW.to(like_BCTHW), self.mask_B1THW)
+
     def composite(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return M * V + (1 - M) * x, both sides bit for bit."""
         return torch.where(self.mask_B1THW == 1, self.video_BCTHW, x_BCTHW)

@@ -37,6 +37,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 _ROUNDS = 10
 _TWO_PI = 2.0 * np.pi
+# Values drawn at once: the words of Philox are int64, some 30 times as large as the result.
+_AT_ONCE = 2**22
 
 
 def seed_for(*parts: str | int) -> int:
@@ -116,13 +118,19 @@ def normals(
 ) -> torch.Tensor:
     """Return standard normals fp32 (B, T, *shape); row b equals `normal(seeds[b], ...)`.
 
-    Computed in float64 and rounded once, so that the order of vector lanes does not show.
+    Computed in float64 and rounded once, so that the order of vector lanes does not show; a few frames
+    at a time, so that a long video needs little more memory than its noise. On another device a value
+    may differ in its last bit.
     """
     count = int(np.prod(shape, dtype=np.int64))
-    words = _words(seeds, stream, step, frames_BT.to(device), blocks=-(-count // 4))
-    first, second = _polar(words[0], words[1]), _polar(words[2], words[3])
-    flat = torch.stack((*first, *second), dim=-1).flatten(2)[..., :count]
-    return flat.reshape(*frames_BT.shape, *shape).to(torch.float32)
+    drawn = torch.empty(*frames_BT.shape, count, device=device)
+    group = max(1, _AT_ONCE // max(1, count * len(seeds)))
+    for first_frame in range(0, frames_BT.shape[1], group):
+        chosen = slice(first_frame, first_frame + group)
+        words = _words(seeds, stream, step, frames_BT[:, chosen].to(device), blocks=-(-count // 4))
+        first, second = _polar(words[0], words[1]), _polar(words[2], words[3])
+        drawn[:, chosen] = torch.stack((*first, *second), dim=-1).flatten(2)[..., :count]
+    return drawn.reshape(*frames_BT.shape, *shape)
 
 
 def uniform(seed: int, *, stream: str, step: int, count: int) -> torch.Tensor:

@@ -50,11 +50,16 @@ class Sampling:
         return guidance.weight(chosen, step, self.steps)
 
 
-def initial(seeds: Sequence[int], *, frames: int, shape: tuple[int, int, int]) -> torch.Tensor:
+def initial(
+    seeds: Sequence[int],
+    *,
+    frames: int,
+    shape: tuple[int, int, int],
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
     """Return the starting noise x_BCTHW; `shape` is (C, H, W)."""
-    frames_BT = torch.arange(frames).expand(len(seeds), frames)
-    x = noise.normals(seeds, stream="initial", step=0, frames_BT=frames_BT, shape=shape)
-    return x.transpose(1, 2)
+    c, h, w = shape
+    return _drawn(seeds, "initial", 0, torch.empty(len(seeds), c, frames, h, w, device=device))
 
 
 @torch.no_grad()
@@ -76,6 +81,7 @@ def solve(
     so that the rest is made around them. Raises ValueError when shapes or arguments do not agree.
     """
     _check_task(x_BCTHW, known=known, composite=composite, start=start)
+    known = None if known is None else known.to(x_BCTHW)
     schedule = settings.schedule
     times = diffusion.timesteps(schedule, settings.steps)
     scheduler = diffusion.make_scheduler(settings.sampler, schedule, settings.steps)
@@ -84,7 +90,7 @@ def solve(
         x_BCTHW = start.noised(x_BCTHW, times[first:], schedule)
     for step in range(first, settings.steps):
         timestep_B = torch.full((len(seeds),), times[step], device=x_BCTHW.device)
-        weighed = guided(denoise, unconditional, settings.weight(step))
+        weighed = guidance.guided(denoise, unconditional, settings.weight(step))
         prediction = diffusion.thresholded(
             weighed(x_BCTHW, timestep_B).float(),
             x_BCTHW,
@@ -113,20 +119,6 @@ def _check_task(
             raise ValueError(f"`{name}` has shape {shape}, the video to be made {list(x.shape)}")
 
 
-def guided(conditional: Denoise, unconditional: Denoise | None, guidance_scale: float) -> Denoise:
-    """Return p_u + w (p_c - p_u); with w = 1 it is the conditional model itself."""
-    if guidance_scale == 1.0:
-        return conditional
-    if unconditional is None:
-        raise ValueError(f"guidance {guidance_scale} needs the unconditional denoiser as well")
-
-    def denoise(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
-        base = unconditional(x, timestep_B).float()  # the difference is small: not in bf16
-        return base + guidance_scale * (conditional(x, timestep_B).float() - base)
-
-    return denoise
-
-
 def sample_base(  # noqa: PLR0913  every one is said by the recipe
     model: torch.nn.Module,
     text_BND: torch.Tensor,
@@ -149,8 +141,9 @@ def sample_base(  # noqa: PLR0913  every one is said by the recipe
     """
     if channels != 3 and settings.threshold != "none":
         raise ValueError(f"threshold {settings.threshold!r} is for pixels: latents take 'none'")
-    x = initial(seeds, frames=frames, shape=(channels, *size_px)).to(text_BND.device)
-    more = {} if known is None else {"known_BCTHW": known.channels}
+    text_BND, null_BND = _beside(model, text_BND), _beside(model, null_BND)
+    x = initial(seeds, frames=frames, shape=(channels, *size_px), device=text_BND.device)
+    more = {} if known is None else {"known_BCTHW": known.channels.to(x)}
 
     def given(text: torch.Tensor) -> Denoise:
         def denoise(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
@@ -192,7 +185,7 @@ def sample_ssr(  # noqa: PLR0913  every one is said by the recipe
 
     `micro_batch` windows share a forward pass, the last filled up. `known` has the result's size.
     """
-    condition, level_B = _condition(low_BCTHW, augment_level, seeds=seeds, scale=scale)
+    condition, level_B = _condition(model, low_BCTHW, augment_level, seeds=seeds, scale=scale)
     given = partial(
         windowed,
         model,
@@ -218,13 +211,18 @@ def sample_ssr(  # noqa: PLR0913  every one is said by the recipe
 
 
 def _condition(
-    low_BCTHW: torch.Tensor, level: float, *, seeds: Sequence[int], scale: int
+    model: torch.nn.Module,
+    low_BCTHW: torch.Tensor,
+    level: float,
+    *,
+    seeds: Sequence[int],
+    scale: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the enlarged, augmented video and level_B; noise by the frame, not the window: no seams."""
     if not 0.0 <= level < 1.0:
         raise ValueError(f"augment_level {level} must lie in [0, 1): the share that is noise")
-    level_B = low_BCTHW.new_full((len(low_BCTHW),), level)
-    enlarged = ssr.upsample(low_BCTHW, scale)
+    enlarged = ssr.upsample(_beside(model, low_BCTHW), scale)
+    level_B = enlarged.new_full((len(enlarged),), level)
     return ssr.augment(enlarged, level_B, _drawn(seeds, "augment", 0, enlarged)), level_B
 
 
@@ -245,7 +243,9 @@ def windowed(  # noqa: PLR0913  as sample_ssr
     """Return a denoiser of whole videos that calls the SSR on windows and reduces these."""
     weights_KT = windows.weights(plan, kind, trim)
     count = len(plan.starts)
-    videos = (condition_BCTHW,) if known is None else (condition_BCTHW, known.channels)
+    text_BND, videos = text_BND.to(condition_BCTHW.device), (condition_BCTHW,)
+    if known is not None:
+        videos = (condition_BCTHW, known.channels.to(condition_BCTHW))
     form: dict[str, Any] = {} if precondition else {"precondition": False}
 
     def one(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
@@ -268,8 +268,22 @@ def windowed(  # noqa: PLR0913  as sample_ssr
 
 
 def _drawn(seeds: Sequence[int], stream: str, step: int, like: torch.Tensor) -> torch.Tensor:
-    """Return addressed noise of the shape of `like`, a whole video."""
+    """Return addressed noise of the shape of `like`, a whole video, drawn where that is."""
     b, c, t, h, w = like.shape
-    frames_BT = torch.arange(t).expand(b, t)
-    drawn = noise.normals(seeds, stream=stream, step=step, frames_BT=frames_BT, shape=(c, h, w))
+    if b != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds for {b} videos: one each")
+    drawn = noise.normals(
+        seeds,
+        stream=stream,
+        step=step,
+        frames_BT=torch.arange(t).expand(b, t),
+        shape=(c, h, w),
+        device=like.device,
+    )
     return drawn.transpose(1, 2).to(like)
+
+
+def _beside(model: torch.nn.Module, given: torch.Tensor) -> torch.Tensor:
+    """Return a tensor where the model is: there the video is made, and there it stays."""
+    first = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return given if first is None else given.to(first.device)

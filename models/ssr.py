@@ -24,8 +24,9 @@ SCALES = (2, 4, 8)
 class Config:
     """Shape of an SSR; `sample_px` is the side it makes, `max_level` the strongest augmentation.
 
-    known: it also takes known pixels at its own resolution. precondition: see `denoiser`; False is
-    for weights of public image SSRs, which predict by themselves from cat(x_t, condition).
+    known: it also takes known pixels at its own resolution. precondition: see `denoiser`; with False
+    the network predicts by itself from cat(x_t, condition), as image SSRs do. A level is always the
+    noise's share s of `augment`; public image SSRs count it in timesteps of a schedule instead.
     """
 
     sample_px: int = 64

@@ -73,7 +73,7 @@ def test_guidance_extrapolates_from_the_unconditional_prediction():
     x, t = torch.zeros(1), torch.zeros(1)
     for scale in (1.0, 2.0, 6.0):
         expected = -0.1 + scale * 0.3
-        assert samplers.guided(conditional, null, scale)(x, t).item() == pytest.approx(expected)
+        assert guidance.guided(conditional, null, scale)(x, t).item() == pytest.approx(expected)
 
 
 def test_wrong_guidance_is_named():

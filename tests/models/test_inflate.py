@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import diffusion, image_unet, stunet
+from models import image_unet, stunet
 from models.checkpoint import state_digest
 from models.conditioning import HashedText
-from tests.models import tiny_unet
+from tests.models import few_steps, tiny_unet
 
 T, PX = 8, 8
 TIMES = torch.tensor([3, 700])
@@ -131,28 +131,7 @@ def test_half_precision_weights_are_widened(tmp_path):
 
 
 def train(folder, role: stunet.Role, *, steps: int, known: bool = False) -> stunet.STUNet:
-    model = stunet.inflate(folder, seed=0, known=known)
-    optimizer = torch.optim.AdamW(stunet.trainable(model, role).values(), lr=1e-2)
-    schedule, c = diffusion.Schedule(), model.config.video_channels
-    x0 = torch.linspace(-1, 1, 2 * c * 4 * 64).reshape(2, c, 4, 8, 8)
-    mask = torch.zeros(2, 1, 4, 8, 8)
-    mask[:, :, :1] = 1.0
-    how = {"known_BCTHW": torch.cat((mask * x0, mask), dim=1)} if known else {}
-    for step in range(steps):
-        drawn = diffusion.draw(
-            schedule, [1, 2], step=step, frames_BT=torch.arange(4).expand(2, 4), shape=(c, 8, 8)
-        )
-        loss_B = diffusion.loss(
-            lambda x_t, t: model(x_t, t, TEXT, temporal=role != "base", **how)[:, :c],
-            x0,
-            schedule=schedule,
-            timestep_B=drawn.timestep_B,
-            noise_BCTHW=drawn.noise_BCTHW,
-        )
-        optimizer.zero_grad()
-        loss_B.mean().backward()
-        optimizer.step()
-    return model
+    return few_steps.trained(stunet.inflate(folder, seed=0, known=known), role, TEXT, steps=steps)
 
 
 @FAMILIES

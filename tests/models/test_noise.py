@@ -42,6 +42,18 @@ def by_torch(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     return torch.stack(noise.philox(c, k), dim=-1).numpy()
 
 
+def test_a_long_video_is_drawn_in_groups_of_frames_that_do_not_show(monkeypatch):
+    frames_BT = torch.tensor([[0, 1, 2, 9, 4], [5, 6, 7, 8, 3]])
+
+    def drawn() -> torch.Tensor:
+        return noise.normals([1, 2], stream="step", step=3, frames_BT=frames_BT, shape=(3, 2, 3))
+
+    whole = drawn()
+    for at_once in (1, 2 * 18, 2 * 18 * 2):
+        monkeypatch.setattr(noise, "_AT_ONCE", at_once)
+        assert torch.equal(drawn(), whole)
+
+
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
 def test_known_answers_of_philox(counter, key, expected):
     c, k = np.array(words(counter), np.uint32), np.array(words(key), np.uint32)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import diffusion, noise, samplers, ssr, windows
+from models import diffusion, guidance, noise, samplers, ssr, windows
 from models.diffusion import Schedule
 from models.samplers import Sampling
 
@@ -89,8 +89,8 @@ def test_guidance_one_is_the_conditional_model_and_two_extrapolates():
         raise AssertionError("the unconditional branch must not run")
 
     x, t = torch.zeros(1), torch.zeros(1)
-    assert samplers.guided(conditional, forbidden, 1.0)(x, t) == 1.0
-    assert samplers.guided(conditional, lambda x, _t: x, 3.0)(x, t) == 3.0
+    assert guidance.guided(conditional, forbidden, 1.0)(x, t) == 1.0
+    assert guidance.guided(conditional, lambda x, _t: x, 3.0)(x, t) == 3.0
 
 
 def test_step_counts_outside_the_schedule_are_refused():

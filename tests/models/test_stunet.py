@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import diffusion, image_unet, stunet
+from models import image_unet, stunet
 from models.checkpoint import state_digest
 from models.conditioning import HashedText
+from tests.models import few_steps
 
 CONFIG = stunet.Config(sample_px=16, widths=(8, 16, 16, 24), text_dim=16, head_dim=8,
                        temporal_factor=(2, 2, 2), attention_blocks=2)  # fmt: skip
@@ -101,6 +102,28 @@ def test_shapes_that_do_not_fit_are_refused(model, shape, message):
         model(torch.zeros(shape), TIMES[:1], TEXT[:1])
 
 
+@pytest.mark.parametrize(
+    ("timestep", "text", "message"),
+    [
+        (TIMES[:1], TEXT, "timestep_B must be"),
+        (TIMES, TEXT[:1], "text_BND must be"),
+        (TIMES, TEXT[..., :8], "text_BND must be"),
+        (TIMES, TEXT[0], "text_BND must be"),
+    ],
+)
+def test_conditions_of_another_batch_are_refused(model, x, timestep, text, message):
+    with pytest.raises(ValueError, match=message):
+        model(x, timestep, text)
+
+
+def test_a_bf16_model_takes_and_says_bf16_of_fp32_noise(x):
+    model = stunet.build(CONFIG, seed=0)
+    exact = run(model, x)
+    said = run(model.to(torch.bfloat16), x)
+    assert said.dtype == torch.bfloat16
+    assert (said.float() - exact).norm() < 0.05 * exact.norm()
+
+
 def test_noise_level_must_be_given_exactly_when_it_is_known(model, x):
     with pytest.raises(ValueError, match="takes no level_B"):
         run(model, x, level_B=torch.zeros(2))
@@ -156,23 +179,7 @@ def train(role: stunet.Role, *, steps: int, learning_rate: float = 1e-2) -> stun
         sample_px=8, widths=(8, 16), text_dim=16, head_dim=8, temporal_factor=(2,)
     )
     model = stunet.build(config, seed=0)
-    optimizer = torch.optim.AdamW(stunet.trainable(model, role).values(), lr=learning_rate)
-    schedule = diffusion.Schedule()
-    x0 = torch.linspace(-1, 1, 2 * 3 * 4 * 64).reshape(2, 3, 4, 8, 8)
-    frames_BT = torch.arange(4).expand(2, 4)
-    for step in range(steps):
-        drawn = diffusion.draw(schedule, [1, 2], step=step, frames_BT=frames_BT, shape=(3, 8, 8))
-        loss_B = diffusion.loss(
-            lambda x_t, t: model(x_t, t, TEXT, temporal=role != "base"),
-            x0,
-            schedule=schedule,
-            timestep_B=drawn.timestep_B,
-            noise_BCTHW=drawn.noise_BCTHW,
-        )
-        optimizer.zero_grad()
-        loss_B.mean().backward()
-        optimizer.step()
-    return model
+    return few_steps.trained(model, role, TEXT, steps=steps, learning_rate=learning_rate)
 
 
 @pytest.mark.parametrize(("role", "kept", "trained"), [

@@ -32,7 +32,7 @@ MODELS = Path(stunet.__file__).parent
 SOURCES = [
     *(MODELS / f"{name}.py" for name in (
         "conditioning", "diffusion", "ema", "image_unet", "known", "noise", "objective", "schedule", "ssr", "stunet",
-        "temporal",
+        "stunet_config", "temporal",
         "walk",
     )),
     Path(__file__), Path(world.__file__),
