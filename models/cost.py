@@ -55,8 +55,8 @@ def temporal_parameters(config: stunet.Config) -> Parameters:
         attn_inflate=sum(12 * c * c for c in attns),
         resample=sum(3 * c * c for c in resamplers),
         known=known if config.known else 0,
-        # a norm and two layers, biases included
-        text=2 * config.text_dim + (config.text_dim + 1) * embed + (embed + 1) * embed,
+        # two layers and a norm before each, biases included
+        text=2 * config.text_dim + (config.text_dim + 1) * embed + 2 * embed + (embed + 1) * embed,
         film=sum(2 * c * (embed + 1) for c in convs + attns),
         # three biases and two norms; qkv, output and two perceptron biases and two norms; one bias
         rest=7 * sum(convs) + 13 * sum(attns) + sum(resamplers),

@@ -38,6 +38,14 @@ def group_norm(h_FCHW: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
     return y.to(h_FCHW.dtype)
 
 
+def layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+    """Normalise in fp32 whatever the type of the features is."""
+    y = functional.layer_norm(
+        x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
+    )
+    return y.to(x.dtype)
+
+
 def pointwise(h_FCHW: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     """Return a 1x1 convolution as the matrix product that it is: channels lie innermost here.
 
@@ -65,26 +73,21 @@ class Film(nn.Module):
 class TextIn(nn.Module):
     """Text tokens to one embedding for the temporal modules, learned with them.
 
-    The image model's own pooling learned from frames, and drops words that only motion shows.
+    The image model's own pooling learned from frames, and drops words that only motion shows. The mean is normalised:
+    what one word says would otherwise be small beside the timestep's embedding, and learned late.
     """
 
     def __init__(self, text_dim: int, embed_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(text_dim)
         self.each = nn.Linear(text_dim, embed_dim)
+        self.norm_mean = nn.LayerNorm(embed_dim)
         self.out = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, text_BND: torch.Tensor) -> torch.Tensor:
         """Return (B, D): the mean of what each token says."""
-        norm = self.norm
-        x = functional.layer_norm(
-            text_BND.float(),
-            norm.normalized_shape,
-            norm.weight.float(),
-            norm.bias.float(),
-            norm.eps,
-        )
-        return self.out(functional.silu(self.each(x.to(text_BND.dtype))).mean(1))
+        each = functional.silu(self.each(layer_norm(text_BND, self.norm)))
+        return self.out(layer_norm(each.mean(1), self.norm_mean))
 
 
 class ConvInflate(nn.Module):
@@ -136,22 +139,15 @@ class AttnInflate(nn.Module):
         b, c, t, s = grid.shape
         x_BSTC = grid.permute(0, 3, 2, 1)
         scale, shift = (a[:, None, None, :] for a in self.film(e_BD))
-        y = self._norm(x_BSTC, self.norm_attn) * scale + shift
+        y = layer_norm(x_BSTC, self.norm_attn) * scale + shift
         y = (y + positions(t, c, like=y)).reshape(b * s, t, c)
         q, k, v = self.qkv(y).reshape(b * s, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(q, k, v)
         y = self.out(y.transpose(1, 2).reshape(b, s, t, c))
         x_BSTC = x_BSTC + y
-        y = functional.gelu(self.mlp_in(self._norm(x_BSTC, self.norm_mlp)))
+        y = functional.gelu(self.mlp_in(layer_norm(x_BSTC, self.norm_mlp)))
         x_BSTC = x_BSTC + self.mlp_out(y)
         return from_time(x_BSTC.permute(0, 3, 2, 1), height, width)
-
-    @staticmethod
-    def _norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
-        y = functional.layer_norm(
-            x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
-        )
-        return y.to(x.dtype)
 
 
 class TDown(nn.Module):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-PX, SIDE = 16, 5
+PX, SIDE = 8, 3
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 COLOURS = {
     "red": (0.8, -0.6, -0.6),
@@ -51,6 +51,15 @@ def render(scene: Scene, frames: int) -> torch.Tensor:
     return torch.stack(
         [still.roll((scene.y + t * dy, scene.x + t * dx), (1, 2)) for t in range(frames)], dim=1
     )
+
+
+def path(scene: Scene) -> torch.Tensor:
+    """Return a mask_1HW that is 1 in the band of rows or columns which the square never leaves."""
+    band = torch.zeros(PX)
+    band[:SIDE] = 1.0
+    across = DIRECTIONS[scene.direction][0] == 0
+    line = band.roll(scene.y if across else scene.x)
+    return (line[:, None] if across else line[None, :]).expand(PX, PX).unsqueeze(0).contiguous()
 
 
 def clips(seeds: Sequence[int], frames: int) -> tuple[torch.Tensor, list[str]]:

@@ -20,13 +20,13 @@ FRAMES = 8
 TEXT, SCHEDULE = HashedText(dim=64, length=8), Schedule()
 CONFIG = stunet.Config(
     sample_px=world.PX,
-    widths=(24, 32, 48),
+    widths=(32, 48, 64),
     text_levels=1,
     head_dim=8,
     temporal_factor=(2, 2),
     known=True,
 )
-SSR = ssr.Config(sample_px=16, scale=4, widths=(16, 32), norm_groups=8, head_dim=8)
+SSR = ssr.Config(sample_px=world.PX, scale=2, widths=(16, 32), norm_groups=8, head_dim=8)
 SSR_WINDOW = 8
 MODELS = Path(stunet.__file__).parent
 SOURCES = [
@@ -42,7 +42,7 @@ Batch = tuple[torch.Tensor, list[str]]
 
 def base() -> dict[str, torch.Tensor]:
     """Return a base that draws the square in its colour; what moves is beyond it."""
-    return kept("video-base", SOURCES, lambda: _base(stunet.build(CONFIG, seed=0), shapes, 1000))
+    return kept("video-base", SOURCES, lambda: _base(stunet.build(CONFIG, seed=0), shapes, 3000))
 
 
 def motion() -> dict[str, torch.Tensor]:
@@ -53,9 +53,9 @@ def motion() -> dict[str, torch.Tensor]:
         stunet.load_base(model, base())
         told = objective.Objective(
             role="motion", schedule=SCHEDULE, text=TEXT, run_seed=2, caption_dropout=0.1,
-            masks=known.Mixture(first_frame=0.25, tube=0.1, border=0.05, cinemagraph=0.1, nothing=0.5),
+            masks=known.Mixture(first_frame=0.4, tube=0.05, border=0.05, cinemagraph=0.2, nothing=0.3),
         )  # fmt: skip
-        _fit(model, told, shapes, steps=2000, batch=8, frames=FRAMES, rate=2e-3)
+        _fit(model, told, shapes, steps=2500, batch=16, frames=FRAMES, rate=4e-3)
         return stunet.motion_state(model)
 
     return kept("video-motion", SOURCES, make)
@@ -67,7 +67,7 @@ def style() -> dict[str, torch.Tensor]:
     def make() -> dict[str, torch.Tensor]:
         model = stunet.build(CONFIG, seed=0)
         stunet.load_base(model, base())
-        return _base(model, pale, 400)
+        return _base(model, pale, 600)
 
     return kept("video-style", SOURCES, make)
 
@@ -153,7 +153,7 @@ def _base(
         frames=2,
         caption_dropout=0.1,
     )
-    _fit(model, told, clips, steps=steps, batch=8, frames=4, rate=2e-3)
+    _fit(model, told, clips, steps=steps, batch=16, frames=4, rate=4e-3)
     return stunet.base_state(model)
 
 
