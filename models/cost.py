@@ -93,6 +93,37 @@ def flops(
     return counter.get_total_flops()
 
 
+def training_flops(
+    config: stunet.Config,
+    role: stunet.Role,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    tokens: int = 77,
+) -> int:
+    """Return the FLOPs of learning from one clip, or one window of it: forward, and back to what the role trains.
+
+    `frames` are images for a base. Nothing is counted twice, whatever is computed twice to save memory.
+    """
+    with torch.device("meta"):
+        model = stunet.build(replace(config, checkpointing=False), seed=0)
+        stunet.trainable(model, role)
+        x_BCTHW = torch.empty(1, config.in_channels, frames, height, width)
+        level_B = torch.empty(1) if config.noise_level else None
+        text_BND = torch.empty(1, tokens, config.text_dim)
+        with FlopCounterMode(display=False) as counter:
+            said = model(
+                x_BCTHW,
+                torch.empty(1, dtype=torch.long),
+                text_BND,
+                level_B=level_B,
+                temporal=role != "base",
+            )
+            said.sum().backward()
+    return counter.get_total_flops()
+
+
 def _blocks(config: stunet.Config, image: dict[str, Any]) -> tuple[list[int], list[int]]:
     """Return the channels of every ConvInflate and of every AttnInflate."""
     convs, attns = [], []

@@ -31,6 +31,9 @@ RESIZING = frozenset(
 )
 MIDDLE = frozenset({"UNetMidBlock2D", "UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"})
 
+# What a pass calls as a whole: resizes and pairs are made of these.
+CALLED = (ResnetBlock2D, Transformer2DModel)
+
 # What an image model may ask for beside (sample, timestep, text, noise level): nothing.
 _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
     "addition_embed_type": (None, "text"),

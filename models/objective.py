@@ -46,6 +46,15 @@ class Clips:
     clip_ids: Sequence[str]
     positions: Sequence[int]
 
+    def rows(self, rows: slice) -> "Clips":
+        """Return some of the clips."""
+        return Clips(
+            x_BCTHW=self.x_BCTHW[rows],
+            captions=self.captions[rows],
+            clip_ids=self.clip_ids[rows],
+            positions=self.positions[rows],
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Items:

@@ -14,7 +14,7 @@ from torch import nn
 
 from models import image_unet
 from models.stunet_config import Config as Config  # noqa: PLC0414  part of this module's interface
-from models.temporal import Motion
+from models.temporal import AttnInflate, ConvInflate, Motion
 from models.walk import Walk
 
 Role = Literal["base", "motion", "ssr"]
@@ -179,6 +179,12 @@ def trainable(model: STUNet, role: Role) -> dict[str, nn.Parameter]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(role in {"ssr", "base" if name.startswith("unet.") else "motion"})
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def blocks(model: STUNet) -> list[nn.Module]:
+    """Return the modules that a pass calls as wholes and that hold most of the weights: what FSDP gathers one by one."""
+    kinds = (*image_unet.CALLED, ConvInflate, AttnInflate)
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 """Closed forms of the temporal modules' size and work (models.md 1.5) against the networks themselves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -160,3 +162,24 @@ def test_temporal_resampling_makes_video_cheaper_than_the_image_model_per_frame(
     ]
     assert [round(f / 1e12, 1) for f in found] == tera
     assert found[0] < found[2] < found[1]
+
+
+@pytest.mark.parametrize("role", ["base", "motion", "ssr"])
+def test_learning_costs_the_gradients_of_what_is_trained(role):
+    config = stunet.Config(
+        sample_px=16,
+        widths=(16, 32),
+        text_dim=16,
+        head_dim=8,
+        temporal_factor=(2,),
+        known=role == "motion",
+    )
+    size = {"frames": 8, "height": 16, "width": 16, "tokens": 4}
+    forward = cost.flops(config, **size, temporal=role != "base")
+    found = cost.training_flops(config, role, **size)
+    again = cost.training_flops(replace(config, checkpointing=True), role, **size)
+    assert again == found
+    if role == "motion":  # the frozen image model passes gradients on and has none of its own
+        assert 2.0 * forward < found < 2.6 * forward
+    else:
+        assert 2.8 * forward < found <= 3.0 * forward

@@ -69,15 +69,26 @@ def test_an_image_starts_its_video_without_compositing(model, scenes):
     first = torch.stack([world.render(scene, 1)[:, 0] for scene in scenes[:32]])
     given = known.image_to_video(first, tiny.FRAMES)
     made = tiny.sampled(model, captions(scenes[:32]), known=given)
-    fidelity = psnr(made[:, :, 0], first)
+    each = kept_db(made, first)
     hits = right(made, scenes[:32])
     moved = torch.stack([world.track(x).sum(0).norm() for x in made])
-    say(f"frame 0: {fidelity:.1f} dB; direction {hits / 32:.2f}; moved {moved.median():.1f} px")
-    assert fidelity >= 30.0
+    say(
+        f"frame 0: {each.mean():.1f} dB, worst {each.min():.1f}, {(each >= 30).float().mean():.2f} of the videos at "
+        f"30 or above; of all pixels {psnr(made[:, :, 0], first):.1f}; direction {hits / 32:.2f}; "
+        f"moved {moved.median():.1f} px"
+    )
+    assert each.mean() >= 30.0
+    assert (each >= 30.0).float().mean() >= 0.75
     assert float(moved.median()) > 0.5 * (tiny.FRAMES - 1)
     assert lower_bound(hits, 32) > 0.25
     # Without being told the image it shows another one.
-    assert psnr(tiny.sampled(model, captions(scenes[:32]))[:, :, 0], first) < 20.0
+    assert kept_db(tiny.sampled(model, captions(scenes[:32])), first).mean() < 20.0
+
+
+def kept_db(videos_BCTHW: torch.Tensor, first_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return each video's PSNR of frame 0 against the image it was given."""
+    pairs = zip(videos_BCTHW[:, :, :1], first_BCHW.unsqueeze(2), strict=True)
+    return torch.tensor([psnr(made, given) for made, given in pairs])
 
 
 def test_a_cinemagraph_moves_inside_its_region_only(model, scenes):

@@ -26,7 +26,7 @@ CONFIG = stunet.Config(
     temporal_factor=(2, 2),
     known=True,
 )
-SSR = ssr.Config(sample_px=world.PX, scale=2, widths=(16, 32), norm_groups=8, head_dim=8)
+SSR = ssr.Config(sample_px=2 * world.PX, scale=4, widths=(16, 32), norm_groups=8, head_dim=8)
 SSR_WINDOW = 8
 MODELS = Path(stunet.__file__).parent
 SOURCES = [
@@ -53,9 +53,9 @@ def motion() -> dict[str, torch.Tensor]:
         stunet.load_base(model, base())
         told = objective.Objective(
             role="motion", schedule=SCHEDULE, text=TEXT, run_seed=2, caption_dropout=0.1,
-            masks=known.Mixture(first_frame=0.4, tube=0.05, border=0.05, cinemagraph=0.2, nothing=0.3),
+            masks=known.Mixture(first_frame=0.6, tube=0.05, border=0.0, cinemagraph=0.15, nothing=0.2),
         )  # fmt: skip
-        _fit(model, told, shapes, steps=2500, batch=16, frames=FRAMES, rate=4e-3)
+        _fit(model, told, shapes, steps=4000, batch=16, frames=FRAMES, rate=4e-3)
         return stunet.motion_state(model)
 
     return kept("video-motion", SOURCES, make)
@@ -108,12 +108,13 @@ def pale(seeds: range, frames: int) -> Batch:
 
 
 def textured(seeds: range, frames: int) -> Batch:
-    """Return clips with a fine texture whose sign, constant in a clip, cannot be seen in the small video.
+    """Return four tiles of a clip with a fine texture whose sign, constant in a clip, cannot be seen in the small video.
 
     So windows that do not talk to each other choose it by themselves.
     """
     x, captions = world.clips(seeds, frames)
-    y_px, x_px = torch.meshgrid(torch.arange(world.PX), torch.arange(world.PX), indexing="ij")
+    x, side_px = x.repeat(1, 1, 1, 2, 2), torch.arange(2 * world.PX)
+    y_px, x_px = torch.meshgrid(side_px, side_px, indexing="ij")
     board = ((y_px + x_px) % 2 * 2 - 1) * 0.25
     signs = torch.tensor([1.0 if (s // 16) % 2 else -1.0 for s in seeds])
     return x * 0.6 + signs.reshape(-1, 1, 1, 1, 1) * board, captions
