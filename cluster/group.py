@@ -11,20 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from cluster import resources
+from cluster import raylet, resources
 
 POLL_S = 0.2
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """A worker's place in its group."""
+    """A worker's place in its group, and the device it works on."""
 
     rank: int
     world_size: int
+    device: torch.device = CPU
 
 
 class GroupFailed(RuntimeError):
@@ -34,7 +37,14 @@ class GroupFailed(RuntimeError):
 def placed() -> Place:
     """Return the calling worker's place; only inside a function run by `fit`."""
     context = train.get_context()
-    return Place(rank=context.get_world_rank(), world_size=context.get_world_size())
+    return Place(
+        rank=context.get_world_rank(), world_size=context.get_world_size(), device=get_device()
+    )
+
+
+def leaving() -> bool:
+    """Return whether this group was told that one of its machines will be taken away."""
+    return train.get_preemption_info() is not None
 
 
 def fit(
@@ -43,18 +53,19 @@ def fit(
     *,
     name: str,
     folder: Path,
-    num_workers: int,
+    num_workers: int | tuple[int, int],
     max_failures: int,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
 ) -> None:
     """Run `function(told)` on each of the workers until all return; gloo on CPUs, NCCL on GPUs.
 
-    A dead worker restarts the whole group, at most `max_failures` times. Raises NotEnough before anything starts, GroupFailed
-    with the worker's own words, KeyboardInterrupt on the second Ctrl-C.
+    A dead worker restarts the whole group, at most `max_failures` times; with (least, most) workers also with fewer of
+    them. Raises NotEnough before anything starts, GroupFailed with the worker's own words, KeyboardInterrupt on the second
+    Ctrl-C, RayletLost when this machine's own Ray is gone.
     """
     need = resources.Need(num_cpus=num_cpus, num_gpus=num_gpus)
-    resources.fit(need, num_workers=num_workers)
+    resources.fit(need, num_workers=num_workers if isinstance(num_workers, int) else num_workers[0])
     trainer = TorchTrainer(
         function,
         train_loop_config=dict(told),
@@ -73,6 +84,7 @@ def fit(
     thread.start()
     while thread.is_alive():
         thread.join(POLL_S)
+        raylet.check()
     if failed:
         raise GroupFailed(_words(failed[0])) from failed[0]
 

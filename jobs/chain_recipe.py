@@ -18,12 +18,13 @@ from pipelines import chain
 class _Shared:
     name: str = ""
     seed: int = 0
+    parallel: int = 1
     tracking_uri: str = ""
     cluster: Cluster = field(default_factory=Cluster)
 
 
 SHARED = ("seed", "tracking_uri", "cluster")
-TOP = ("name", "out", "steps", *SHARED)
+TOP = ("name", "out", "steps", "parallel", *SHARED)
 
 
 def load(recipe: Path, overrides: Sequence[str]) -> chain.Config:
@@ -43,7 +44,7 @@ def load(recipe: Path, overrides: Sequence[str]) -> chain.Config:
             problems += error.problems
     if problems:
         raise ConfigError(tuple(problems))
-    values = {k: table[k] for k in ("name", *SHARED) if k in table}
+    values = {k: table[k] for k in ("name", "parallel", *SHARED) if k in table}
     try:
         return build_chain(values, out, tuple(steps), str(recipe))
     except ValueError as error:
@@ -60,6 +61,7 @@ def build_chain(
         steps=steps,
         name=checked.name or Path(name).stem,
         seed=checked.seed,
+        parallel=checked.parallel,
         tracking_uri=checked.tracking_uri,
         cluster=checked.cluster,
     )

@@ -24,6 +24,8 @@ class Objective:
 
     `masks` mixes conditioned generation into motion and SSR, whose networks must take known_BCTHW then; the base, which
     learns single frames, is left as it is. The loss stays on all frames: what is known must be copied, not left out.
+    `image_share` of an SSR's steps enlarge each frame by itself, without the temporal modules and masks (joint
+    image-video training, Ho et al. 2022, as whole steps).
     """
 
     role: Role
@@ -35,6 +37,14 @@ class Objective:
     min_snr_gamma: float = float("inf")
     ssr: SsrConfig | None = None
     masks: known.Mixture | None = None
+    image_share: float = 0.0
+
+    def temporal(self, step: int) -> bool:
+        """Return whether the temporal modules take part in this step, of all clips alike."""
+        if self.role != "ssr" or self.image_share <= 0.0:
+            return self.role != "base"
+        seed = noise.seed_for("joint", self.run_seed)
+        return float(noise.uniform(seed, stream="crop", step=step, count=1)) >= self.image_share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +183,7 @@ def _denoiser(
     *,
     dropout: bool = True,
 ) -> Denoise:
+    """Return the model as a function of noisy items; without `dropout` (of captions, of time) as it is validated."""
     device = items.x_ICTHW.device
     text_IND = objective.text([captions[b] for b in items.clip_of])
     if dropout and objective.caption_dropout > 0.0:
@@ -180,7 +191,8 @@ def _denoiser(
         share = objective.caption_dropout
         text_IND = drop_text(text_IND, null_IND, seeds=items.seeds, step=step, share=share)
     text_IND = text_IND.to(device)
-    more = _known(objective, items, step)
+    temporal = objective.temporal(step) if dropout else objective.role != "base"
+    more = _known(objective, items, step) if temporal else {}
     if objective.ssr is not None:
         condition, level_I = _low_resolution(objective.ssr, items, step)
         return ssr.denoiser(
@@ -190,9 +202,9 @@ def _denoiser(
             level_I,
             schedule=objective.schedule,
             precondition=objective.ssr.precondition,
+            temporal=temporal,
             **more,
         )
-    temporal = objective.role == "motion"
     # what follows the video's channels is a learned variance, which this loss does not train
     return lambda x, timestep_B: model(x, timestep_B, text_IND, temporal=temporal, **more)[
         :, : x.shape[1]

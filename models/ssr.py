@@ -6,6 +6,7 @@ Letters: B batch, C channels, T frames, H height, W width, N tokens, D width of 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -106,6 +107,7 @@ def denoiser(
     schedule: Schedule,
     precondition: bool = True,
     known_BCTHW: torch.Tensor | None = None,
+    temporal: bool = True,
 ) -> Denoise:
     """Return the SSR as a function of (x_t, timestep_B) for one augmented, enlarged condition.
 
@@ -114,8 +116,10 @@ def denoiser(
     enlarged video and learns detail; it need not learn to copy (as Karras et al. 2022 for images).
     Without `precondition` it sees cat(x_t, condition) and its output is the prediction itself.
     known_BCTHW are known pixels and their mask at the SSR's resolution, C + 1 channels, or none.
+    Without `temporal` it enlarges each frame by itself.
     """
-    known = {} if known_BCTHW is None else {"known_BCTHW": known_BCTHW}
+    known: dict[str, Any] = {} if known_BCTHW is None else {"known_BCTHW": known_BCTHW}
+    known |= {} if temporal else {"temporal": False}
 
     def network(x_BCTHW: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
         both = torch.cat((x_BCTHW, condition_BCTHW), dim=1)

@@ -1,9 +1,12 @@
 """A chain of verbs whose dependencies are data: `@step` in a recipe means "the output of that step".
 
 Each step claims its own folder under the chain's; a step whose recipe and inputs are unchanged is already finished and is
-skipped by the verb itself, so that a chain that was killed anywhere simply runs again.
+skipped by the verb itself, so that a chain that was killed anywhere simply runs again. With `parallel` above 1 steps that do
+not need each other run side by side, in threads: the cluster decides who gets its machines.
 """
 
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
@@ -48,11 +51,14 @@ class Config:
     steps: tuple[Step, ...]
     name: str = "chain"
     seed: int = 0
+    parallel: int = 1
     tracking_uri: str = ""
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
         """Refuse unknown and circular needs before anything starts."""
+        if self.parallel < 1:
+            raise ValueError("parallel: at least 1 step at a time")
         list(ordered(self.steps))
 
 
@@ -100,21 +106,13 @@ def run(
 ) -> ChainResult:
     """Run the steps in order and stop at the first that is interrupted or incomplete."""
     claimed = claim(config.out, "run", _identity(config), inputs={}, resume=context.resume)
-    results: dict[str, dict[str, Any]] = {}
-    status = "done"
     tracked = {"name": config.name, "seed": config.seed}
     with recorded(context, claimed, verb="run", name=config.name, config=tracked) as recorder:
         inner = context.under(recorder.run.id)
-        for number, step in enumerate(ordered(config.steps), start=1):
-            recorder.stage(f"step {number} of {len(config.steps)}: {step.verb} ({step.name})")
-            result = VERBS[step.verb].run(step.config, context=inner)
-            results[step.name] = plain(result)
-            status = result.status
-            last = number == len(config.steps)
-            if status == "done" and context.stop.requested and not last:
-                status = "interrupted"
-            if status != "done":
-                break
+        results = _Running(config, inner, recorder).results()
+        status = next((r["status"] for r in results.values() if r["status"] != "done"), "done")
+        if status == "done" and len(results) < len(config.steps):
+            status = "interrupted"
         made = ChainResult(
             verb="run",
             name=config.name,
@@ -126,6 +124,64 @@ def run(
             wall_s=recorder.wall_s,
         )
         return _finished(made, claimed, recorder, report)
+
+
+class _Running:
+    """The steps of a chain on their way."""
+
+    def __init__(self, config: Config, context: Context, recorder: Recorder) -> None:
+        self._context, self._recorder, self._parallel = context, recorder, config.parallel
+        self._waiting = list(ordered(config.steps))
+        self._total, self._begun = len(self._waiting), 0
+        self._ended: queue.Queue[tuple[Step, Result | BaseException]] = queue.Queue()
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Run all, but start none after one that did not end well or after a stop; return them in the chain's order.
+
+        A step's error is raised when those beside it have ended.
+        """
+        order = [step.name for step in self._waiting]
+        found: dict[str, Result] = {}
+        failed: list[BaseException] = []
+        flying = 0
+        while True:
+            while flying < self._parallel and (step := self._next(found, failed)):
+                self._start(step)
+                flying += 1
+            if not flying:
+                break
+            step, ended = self._ended.get()
+            flying -= 1
+            if isinstance(ended, BaseException):
+                failed.append(ended)
+            else:
+                found[step.name] = ended
+        if failed:
+            raise failed[0]
+        return {name: plain(found[name]) for name in order if name in found}
+
+    def _next(self, found: dict[str, Result], failed: list[BaseException]) -> Step | None:
+        bad = failed or any(result.status != "done" for result in found.values())
+        if bad or (self._begun and self._context.stop.requested):
+            return None
+        ready = (step for step in self._waiting if all(need in found for need in step.needs))
+        return next(ready, None)
+
+    def _start(self, step: Step) -> None:
+        self._waiting.remove(step)
+        self._begun += 1
+        self._recorder.stage(f"step {self._begun} of {self._total}: {step.verb} ({step.name})")
+        if self._parallel == 1:
+            self._run(step)  # here, where a second Ctrl-C reaches it
+            return
+        self._context.start_cluster()  # in the main thread, once
+        threading.Thread(target=self._run, args=(step,), name=step.name, daemon=True).start()
+
+    def _run(self, step: Step) -> None:
+        try:
+            self._ended.put((step, VERBS[step.verb].run(step.config, context=self._context)))
+        except Exception as error:  # noqa: BLE001  raised again where the steps are waited for
+            self._ended.put((step, error))
 
 
 def _identity(config: Config) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class Generator:
 def pixels(x_BCTHW: torch.Tensor) -> np.ndarray:
     """Return the first video as uint8 THWC, rounded; the one border from [-1, 1] back to pixels."""
     scaled = x_BCTHW[0].permute(1, 2, 3, 0).add(1.0).mul(127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).contiguous().numpy()
+    return scaled.to(torch.uint8).contiguous().cpu().numpy()
 
 
 def frames_sha256(frames_THWC: np.ndarray) -> str:

@@ -1,5 +1,7 @@
 """The checkpoints that a training in progress keeps in its output folder: which are whole, and letting old ones go."""
 
+import contextlib
+import shutil
 from pathlib import Path
 
 
@@ -8,14 +10,19 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(p.parent.name[5:]) for p in folder.glob("checkpoints/step-*/checkpoint.json"))
 
 
-def forget(folder: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; each loses its index first, so no half one is ever read."""
+def forget(folder: Path, *, keep: int, every: int = 0) -> None:
+    """Remove all but the newest `keep` checkpoints and those whose step divides by `every`."""
     for step in steps(folder)[:-keep]:
-        old = folder_of(folder, step)
+        if not every or step % every:
+            discard(folder, step)
+
+
+def discard(folder: Path, step: int) -> None:
+    """Remove one checkpoint; it loses its index first, so that no half one is ever read."""
+    old = folder_of(folder, step)
+    with contextlib.suppress(FileNotFoundError):
         (old / "checkpoint.json").unlink()
-        for path in old.iterdir():
-            path.unlink()
-        old.rmdir()
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def folder_of(folder: Path, step: int) -> Path:

@@ -4,99 +4,28 @@ Ray Train places the workers, forms the process group and restarts the group whe
 in our own checkpoints, the same ones that a new run of the same recipe continues from.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cluster.events import Board, post
-from cluster.group import fit, placed
-from cluster.session import Cluster
-from ingest.select import Selection
-from models import checkpoint, stunet
-from models.conditioning import HashedText
-from models.diffusion import Schedule
-from models.ssr import Config as SsrConfig
+from cluster.group import GroupFailed, fit, leaving, placed
+from models import checkpoint
 from pipelines import saved, training, weights
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import plain
-from pipelines.output import WrongInput, claim
+from pipelines.output import claim
 from pipelines.plan import Plan
 from pipelines.shelves import Mixed, Shelves, freeze
-from pipelines.training import Optimizer
+from pipelines.train_config import Config as Config  # noqa: PLC0414  this verb's keys
+from pipelines.train_posts import LASTING, Taker, described
+from pipelines.train_spec import inputs_of, spec_of
 
 VERB = "train"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    """What to train.
-
-    `model` shapes a base (a motion model takes its base's shape), `ssr` an SSR; `frames` is images a clip for a base and
-    the window length for an SSR; a motion model sees whole clips. `select` chooses clips of `dataset` (at a tag or version
-    `at`); clips of `mix` are drawn as well, each dataset in proportion to its integer `weight`.
-    """
-
-    family: Literal["lumiere"] = "lumiere"
-    role: Literal["base", "motion", "ssr"]
-    dataset: str
-    at: str = ""
-    select: Selection = field(default_factory=Selection)
-    weight: int = 1
-    mix: tuple[Mixed, ...] = ()
-    out: Path
-    steps: int
-    global_batch: int
-    base: Path | None = None
-    model: stunet.Config | None = None
-    ssr: SsrConfig | None = None
-    frames: int = 8
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    schedule: Schedule = field(default_factory=Schedule)
-    text_length: int = 16
-    caption_dropout: float = 0.1
-    num_workers: int = 2
-    threads_per_worker: int = 1
-    decode_workers: int = 0
-    max_bad_clips: int = 8
-    checkpoint_every: int = 50
-    max_failures: int = 2
-    seed: int = 0
-    tracking_uri: str = ""
-    cluster: Cluster = field(default_factory=Cluster)
-
-    def __post_init__(self) -> None:
-        """Check that the keys fit the role and each other."""
-        needed = {"base": "model", "motion": "base", "ssr": "ssr"}[self.role]
-        for key in ("base", "model", "ssr"):
-            given = getattr(self, key) is not None
-            if key == needed and not given:
-                raise ValueError(f"{key}: a {self.role} training needs it")
-            if key != needed and given:
-                raise ValueError(f"{key}: a {self.role} training does not take it, remove the key")
-        if self.steps < 1 or self.num_workers < 1 or self.checkpoint_every < 1:
-            raise ValueError("steps, num_workers and checkpoint_every: at least 1")
-        if self.global_batch < self.num_workers:
-            raise ValueError(f"global_batch: at least num_workers ({self.num_workers})")
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
-        if min([self.weight, *(part.weight for part in self.mix)]) < 1:
-            raise ValueError("weight: an integer of at least 1; leave a dataset out instead")
-        if self.decode_workers < 0 or self.max_bad_clips < 0:
-            raise ValueError("decode_workers and max_bad_clips: at least 0")
-        if self.frames < 1 or self.threads_per_worker < 1 or self.text_length < 1:
-            raise ValueError("frames, threads_per_worker and text_length: at least 1")
-        if not 0.0 <= self.caption_dropout <= 1.0:
-            raise ValueError("caption_dropout: between 0 and 1")
-        network = self.ssr.network if self.ssr else self.model
-        if network is not None and network.sample_px % network.px_multiple:
-            raise ValueError(
-                f"sample_px: {network.sample_px} must divide by {network.px_multiple}, "
-                f"for {len(network.widths)} levels"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +61,7 @@ def run(config: Config, *, context: Context) -> Result:
     own = Mixed(dataset=config.dataset, at=config.at, select=config.select, weight=config.weight)
     shelves = freeze((own, *config.mix))
     base = weights.load(config.base, "base") if config.base else None
-    inputs = shelves.inputs | ({"base": base.digest} if base else {})
+    inputs = shelves.inputs | inputs_of(config, base)
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
     whole = (weights.checkpoint_folder(config.out) / "checkpoint.json").exists()
     if claimed.finished and whole:
@@ -152,21 +81,32 @@ def run(config: Config, *, context: Context) -> Result:
 def _job(
     config: Config, shelves: Shelves, base: weights.Loaded | None, identity: str
 ) -> training.Job:
-    spec = _spec(config, shelves, base)
+    spec = spec_of(config, shelves, base)
     return training.Job(
         spec=spec,
         optimizer=config.optimizer,
         shelves=shelves.shelves,
         view_digest=shelves.digest,
         folder=str(config.out.resolve()),
-        base=str(config.base.resolve()) if config.base else "",
+        base=_absolute(config.base),
+        image=_absolute(config.image),
+        start=_absolute(config.start),
         identity=identity,
         seed=config.seed,
         steps=config.steps,
         global_batch=config.global_batch,
         frames=config.frames,
         caption_dropout=config.caption_dropout,
+        masks=config.masks,
+        image_share=config.image_share,
+        min_snr_gamma=config.min_snr_gamma or math.inf,
+        guard=config.guard,
+        precision=config.precision,
+        form=config.form,
         checkpoint_every=config.checkpoint_every,
+        retention=config.retention,
+        probe_every=config.probe_every,
+        show=config.show,
         threads=config.threads_per_worker,
         px=spec.network.sample_px,
         decode_workers=config.decode_workers,
@@ -174,74 +114,50 @@ def _job(
     )
 
 
-def _spec(config: Config, shelves: Shelves, base: weights.Loaded | None) -> weights.Spec:
-    frames = shelves.frames
-    if base is not None:
-        multiple = base.spec.network.frames_multiple
-        if frames % multiple:
-            raise WrongInput(f"clips of {frames} frames do not divide by the base's {multiple}")
-        if base.spec.frames != frames:
-            raise WrongInput(
-                f"the base was trained on clips of {base.spec.frames} frames, "
-                f"{config.dataset} holds clips of {frames}"
-            )
-        return replace(base.spec, role="motion")
-    network = config.ssr.network if config.ssr else config.model
-    if network is None:
-        raise WrongInput("model: Field required")
-    if config.ssr and config.frames > frames:
-        raise WrongInput(f"frames: {config.frames} is more than the {frames} of a clip")
-    return weights.Spec(
-        role=config.role,
-        network=network,
-        schedule=config.schedule,
-        text=HashedText(dim=network.text_dim, length=config.text_length),
-        frames=frames,
-        fps=shelves.fps,
-        ssr=config.ssr,
-    )
+def _absolute(path: Path | None) -> str:
+    return str(path.resolve()) if path else ""
 
 
 def _fit(config: Config, job: training.Job, context: Context, recorder: Recorder) -> None:
-    """Run the worker group and record what it posts until it ends."""
+    """Run the worker group and record what it posts until it ends; GroupFailed with a worker's own words."""
     recorder.stage(f"{config.role}: starting {config.num_workers} workers")
     folder = config.out / "ray-train"
-    board = Board(stop=lambda: context.stop.requested)
-    with board.draining(lambda event: _take(event, config, recorder)):
+    taker = Taker(config, recorder)
+    board = Board(stop=lambda: context.stop.requested or bool(taker.failed))
+    with board.draining(taker.take):
         fit(
             _worker,
             {"job": job, "board": board.handle},
             # Ray resumes a run of the same name from its own notes; ours resumes from our checkpoints.
             name=f"{VERB}-{config.role}-{time.time_ns()}",
             folder=folder,
-            num_workers=config.num_workers,
+            num_workers=config.workers,
             max_failures=config.max_failures,
+            num_cpus=config.threads_per_worker,
+            num_gpus=config.gpus_per_worker,
         )
     shutil.rmtree(folder, ignore_errors=True)
+    if taker.failed:
+        raise GroupFailed(taker.failed)
 
 
 def _worker(told: Mapping[str, Any]) -> None:
-    """Do one worker's part."""
-    training.train(told["job"], placed(), lambda event: post(told["board"], event))
+    """Do one worker's part.
 
+    An error that would come again is told; the group that Ray starts anew hears that it must stop, and ends at once.
+    """
+    place = placed()
 
-def _take(event: Mapping[str, Any], config: Config, recorder: Recorder) -> None:
-    step = int(event["step"])
-    if event["event"] == "substituted":
-        for clip in event["clips"]:
-            recorder.warn(f"step {step}: {clip['reason']}; clip {clip['used']} took its place")
+    def tell(event: Mapping[str, Any]) -> bool:
+        return post(told["board"], event)
+
+    if tell({"event": "started", "rank": place.rank, "workers": place.world_size}):
         return
-    if event["event"] == "probe":
-        recorder.run.log_metrics({"probe_loss": float(event["loss"])}, step)
-        return
-    numbers = {k: float(v) for k, v in event.items() if isinstance(v, float)}
-    recorder.step(step, numbers)
-    recorder.progress(
-        step,
-        config.steps,
-        stage=f"{VERB} {config.role}",
-        text=f"loss {numbers['loss']:.4f}, {numbers['step_s']:.2f} s a step",
-    )
+    try:
+        training.train(told["job"], place, tell, leaving=leaving)
+    except LASTING as error:
+        tell({"event": "failed", "error": described(error)})
+        raise
 
 
 def _result(config: Config, job: training.Job, seen: str, recorder: Recorder) -> Result:

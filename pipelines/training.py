@@ -1,22 +1,18 @@
 """The training loop: one for every role, run by each Ray Train worker.
 
 Each step takes the global batch's next clips from the dataset's own order, so that the stream of clips, timesteps and noise is
-a function of the recipe and the step alone. A checkpoint holds everything an exact continuation needs; worker 0 writes it
-under a temporary name and renames it, so that a kill leaves the previous one whole.
+a function of the recipe and the step alone: not of the number of workers, of accumulation or of what was killed. A checkpoint
+holds everything an exact continuation needs.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cluster.group import Place
 from ingest.augment import Frames
@@ -24,134 +20,98 @@ from ingest.files import atomic_folder
 from ingest.loader import Batch, ClipStream
 from ingest.order import Cursor
 from ingest.reads import Work
-from models import checkpoint, objective, stunet
-from models.ema import EMA
-from pipelines import saved, weights
-from pipelines.shelves import Shelf, parts_of, substituted
+from models import checkpoint, objective
+from pipelines import showing, weights
+from pipelines.guard import Watch
+from pipelines.keeper import Keeper
+from pipelines.meters import metered
+from pipelines.shelves import parts_of, substituted
+from pipelines.trainee import Trainee, start_from
+from pipelines.training_job import Job as Job  # noqa: PLC0414  what `train` is told
 
-KEPT = 2
 Post = Callable[[Mapping[str, Any]], bool]
 NUM_PROBES = 8
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Optimizer:
-    """AdamW with linear warm-up and cosine decay to a tenth."""
-
-    learning_rate: float = 1e-3
-    warmup_steps: int = 10
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    ema_decay: float = 0.99
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.warmup_steps < 0 or self.learning_rate < 0 or self.clip_norm <= 0:
-            raise ValueError("warmup_steps and learning_rate: at least 0; clip_norm: above 0")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError("ema_decay: at least 0 and below 1")
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step, 0 <= step < steps."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
-        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * done))
+class Diverged(RuntimeError):
+    """Training was stopped by its guard."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """Everything a worker is told: plain values only, so that it travels."""
-
-    spec: weights.Spec
-    optimizer: Optimizer
-    shelves: tuple[Shelf, ...]
-    view_digest: str
-    folder: str
-    base: str
-    identity: str
-    seed: int
-    steps: int
-    global_batch: int
-    frames: int
-    caption_dropout: float
-    checkpoint_every: int
-    threads: int
-    px: int
-    decode_workers: int
-    max_bad_clips: int
-
-
-def train(job: Job, place: Place, post: Post) -> None:
+def train(
+    job: Job, place: Place, post: Post, *, leaving: Callable[[], bool] = lambda: False
+) -> None:
     """Train from the newest checkpoint, or from the start, to the last step.
 
-    Rank 0 posts each step and hears whether a stop was asked for; stopping saves first.
+    Rank 0 posts each step and hears whether a stop was asked for; stopping saves first, and so does a machine that is
+    `leaving`. Raises Diverged when the guard gives up.
     """
     torch.set_num_threads(job.threads)
-    torch.use_deterministic_algorithms(mode=True)
-    state = _State(job, place)
-    done = state.restore()
-    with state.stream() as stream:
-        if done == 0 and place.rank == 0:
-            state.loss_first = state.probe(averaged=False)
-            post({"event": "probe", "step": 0, "loss": state.loss_first})
+    torch.use_deterministic_algorithms(mode=True, warn_only=place.device.type != "cpu")
+    run = _Run(job, place, post)
+    done = run.restore()
+    with run.stream() as stream:
+        if done == 0:
+            run.loss_first = run.loss_last = run.probe(0, averaged=False)
         for step in range(done, job.steps):
-            started_s = time.monotonic()
-            batch = next(stream)
-            waited_s = time.monotonic() - started_s
-            if batch.substitutions:
-                post(substituted(batch, step))
-            numbers = state.step(batch, step)
-            stop = place.rank == 0 and post(
-                {"event": "step", "step": step + 1, "data_wait_s": waited_s, **numbers}
-            )
-            stop = _agreed(stop, place)
+            stop = run.take(stream, step)
             last = step + 1 == job.steps
-            if last or stop or (step + 1) % job.checkpoint_every == 0:
-                state.save(step + 1, batch.state)
+            if last or stop or (step + 1) % job.checkpoint_every == 0 or run.agreed(leaving()):
+                run.save(step + 1)
+            if last or (job.probe_every and (step + 1) % job.probe_every == 0):
+                run.loss_last = run.probe(step + 1, averaged=True)
+            if job.show.every and (step + 1) % job.show.every == 0:
+                run.show(step + 1)
             if stop and not last:
+                run.keeper.wait()
                 return
-    if place.rank == 0:
-        loss_last = state.probe(averaged=True)
-        post({"event": "probe", "step": job.steps, "loss": loss_last})
-        state.publish(loss_last)
+    run.publish()
 
 
-class _State:
-    """The network, its optimizer and average on this worker."""
+class _Run:
+    """A training on this worker: the network, where it stands, and what is told of it."""
 
-    def __init__(self, job: Job, place: Place) -> None:
-        self.job, self.place = job, place
-        self.loss_first = math.nan
-        spec = job.spec
+    def __init__(self, job: Job, place: Place, post: Post) -> None:
+        self.job, self.place, self._post = job, place, post
+        self.loss_first = self.loss_last = math.nan
         self._base = weights.load(Path(job.base), "base") if job.base else None
-        self.model = weights.network(spec, seed=job.seed, base=self._base)
-        self.parameters = stunet.trainable(self.model, spec.role)
-        settings = job.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            foreach=False,
-        )
-        self.ema = EMA(self.parameters, decay=settings.ema_decay)
+        self.trainee = self._fresh()
+        self.watch = Watch(job.guard)
         self.cursor: dict[str, Any] = Cursor(
             view_digest=job.view_digest, seed=job.seed, global_batch=job.global_batch
         ).state_dict()
-        self.objective = objective.Objective(
+        self.keeper = Keeper(
+            Path(job.folder),
+            identity=job.identity,
+            retention=job.retention,
+            place=place,
+            warn=self._warn,
+        )
+        self._meter = metered(job.spec, frames=job.frames, device=place.device)
+
+    def _fresh(self) -> Trainee:
+        job, spec = self.job, self.job.spec
+        told = objective.Objective(
             role=spec.role,
             schedule=spec.schedule,
             text=spec.text,
             run_seed=job.seed,
             frames=job.frames,
             caption_dropout=job.caption_dropout,
+            min_snr_gamma=job.min_snr_gamma,
             ssr=spec.ssr,
+            masks=job.masks,
+            image_share=job.image_share,
         )
-        self.network: nn.Module = self.model
-        if place.world_size > 1:
-            self.network = DistributedDataParallel(self.model)
+        return Trainee(
+            told,
+            spec,
+            form=job.form,
+            precision=job.precision,
+            optimizer=job.optimizer,
+            seed=job.seed,
+            start=start_from(spec, base=self._base, image=job.image, start=job.start),
+            place=self.place,
+        )
 
     def stream(self) -> ClipStream:
         """Return this worker's share of the clips, from where the checkpoint stands."""
@@ -176,124 +136,159 @@ class _State:
             work=Work(max_bad_clips=job.max_bad_clips, **work),
         )
 
-    def step(self, batch: Batch, step: int) -> dict[str, float]:
-        """Take one optimizer step on the global batch and return its numbers."""
+    def take(self, stream: ClipStream, step: int) -> bool:
+        """Take one step on the global batch, tell its numbers, and return whether to stop."""
+        job = self.job
         started_s = time.monotonic()
-        rate = self.job.optimizer.rate(step, self.job.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss_B = objective.losses(self.objective, self.network, _clips(batch), step=step)
-        # DDP averages over workers; dividing by the global batch keeps uneven shares exact.
-        share = loss_B.sum() / self.job.global_batch
-        (share * self.place.world_size).backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.job.optimizer.clip_norm)
-        self.optimizer.step()
-        self.ema.update(self.parameters)
-        return {
-            "loss": _summed(share, self.place),
-            "grad_norm": float(norm),
+        batch = next(stream)
+        waited_s = time.monotonic() - started_s
+        if batch.substitutions:
+            self._post(substituted(batch, step))
+        rate = job.optimizer.rate(step, job.steps)
+        clips = _clips(batch, self.place.device)
+        loss = self.trainee.gradients(clips, step=step, global_batch=job.global_batch)
+        norm = self.trainee.clipped()
+        self._follow(self.watch.judge(loss, norm), rate, step, loss=loss, norm=norm)
+        self.cursor = batch.state
+        wall_s = time.monotonic() - started_s
+        numbers = {
+            "loss": loss,
+            "grad_norm": norm,
             "learning_rate": rate,
-            "step_s": time.monotonic() - started_s,
+            "step_s": wall_s,
+            "data_wait_s": waited_s,
+            "data_wait_share": waited_s / wall_s,
+            **self._meter.numbers(
+                clips=job.global_batch, wall_s=wall_s, workers=self.place.world_size
+            ),
         }
+        asked = self.place.rank == 0 and self._post({"event": "step", "step": step + 1, **numbers})
+        return self.agreed(asked)
 
-    def probe(self, *, averaged: bool) -> float:
-        """Return the loss on the fixed draws, of the averaged weights or of those in training."""
-        clips = self._probe_clips()
-        swap = self.ema.applied(self.parameters) if averaged else contextlib.nullcontext()
-        with swap:
-            return objective.probe(self.objective, self.model, clips)
+    def _follow(self, verdict: str, rate: float, step: int, *, loss: float, norm: float) -> None:
+        """Do what the guard says."""
+        if verdict == "good":
+            self.trainee.update(rate)
+            return
+        told = f"step {step + 1}: loss {loss:.4g}, usual {self.watch.usual():.4g}, gradient norm {norm:.4g}"
+        if verdict == "stop":
+            raise Diverged(
+                f"{told}: training has diverged {self.watch.rolled_back + 1} times; next: a lower learning_rate or "
+                f"clip_norm, a longer warm-up, or a look at the clips of these steps"
+            )
+        if verdict == "skip":
+            self._warn(f"{told}: this step's update was left out")
+            return
+        # the same checkpoint whatever was stopped and continued in between: only regular ones
+        found = self.keeper.newest(every=self.job.checkpoint_every)
+        if found is None:
+            self.trainee = self._fresh()
+        else:
+            self.trainee.restore(found.tensors, found.meta["optimizer_groups"])
+        back_to = found.meta["step"] if found else 0
+        self._warn(f"{told}: weights went back to step {back_to}, the data goes on")
+
+    def probe(self, step: int, *, averaged: bool) -> float:
+        """Return the loss on the fixed draws and tell it; NaN on other workers than rank 0 under DDP."""
+        if self.place.rank != 0 and self.job.form.parallel == "ddp":
+            return math.nan
+        found = self.trainee.probe(self._probe_clips(), averaged=averaged)
+        if self.place.rank == 0:
+            self._post({"event": "probe", "step": step, "loss": found})
+        return found
+
+    def show(self, step: int) -> None:
+        """Make and tell videos of the first clips."""
+        if self.place.rank != 0 and self.job.form.parallel == "ddp":
+            return
+        frames = self.job.frames
+        videos = showing.made(self.trainee, self._probe_clips(), self.job.show, frames=frames)
+        if self.place.rank == 0:
+            folder = Path(self.job.folder)
+            paths = showing.written(videos, folder, step=step, spec=self.job.spec)
+            self._post({"event": "samples", "step": step, "paths": [str(p) for p in paths]})
 
     def _probe_clips(self) -> list[objective.Clips]:
         """Return NUM_PROBES clips: the first of the order of epoch 0, one an entry."""
         cursor = Cursor(view_digest=self.job.view_digest, seed=self.job.seed, global_batch=1)
         with self._stream(cursor) as stream:
-            return [_clips(next(stream)) for _ in range(NUM_PROBES)]
+            return [_clips(next(stream), self.place.device) for _ in range(NUM_PROBES)]
 
     def restore(self) -> int:
         """Load the newest whole checkpoint and return its step, 0 without one."""
-        found = saved.steps(Path(self.job.folder))
-        if not found:
+        found = self.keeper.newest()
+        if found is None:
             return 0
-        groups = ("params", "ema", "optimizer")
-        kept = checkpoint.load(saved.folder_of(Path(self.job.folder), found[-1]), groups=groups)
-        if kept.meta["identity"] != self.job.identity:
-            raise ValueError(f"{self.job.folder}: its checkpoints belong to another recipe")
-        state = self.model.state_dict()
-        self.model.load_state_dict({**state, **kept.tensors["params"]}, strict=True)
-        self.ema.load_state_dict(kept.tensors["ema"])
-        checkpoint.unpack_optimizer(
-            self.optimizer, kept.tensors["optimizer"], kept.meta["optimizer_groups"]
+        self.trainee.restore(found.tensors, found.meta["optimizer_groups"])
+        self.watch = Watch(self.job.guard, found.meta["watch"])
+        self.cursor = found.meta["cursor"]
+        self.loss_first = found.meta["loss_first"]
+        return int(found.meta["step"])
+
+    def save(self, step: int) -> None:
+        """Begin to write the checkpoint of `step`, and tell how long the step was held up."""
+        started_s = time.monotonic()
+        groups, settings = self.trainee.groups()
+        self.keeper.save(
+            step,
+            groups,
+            role=self.job.spec.role,
+            spec=self.job.spec.to_json(),
+            parents=self._parents(),
+            meta={
+                "loss_first": self.loss_first,
+                "cursor": self.cursor,
+                "optimizer_groups": settings,
+                "watch": self.watch.state_dict(),
+                "world_size": self.place.world_size,
+            },
         )
-        self.cursor = kept.meta["cursor"]
-        self.loss_first = kept.meta["loss_first"]
-        return int(kept.meta["step"])
+        if self.place.rank == 0:
+            held_s = time.monotonic() - started_s
+            self._post({"event": "checkpoint", "step": step, "held_s": held_s})
 
-    def save(self, step: int, cursor: Mapping[str, Any]) -> None:
-        """Write the checkpoint of `step` (rank 0) and drop all but the newest ones."""
-        self.cursor = dict(cursor)
-        if self.place.rank != 0:
-            return
-        folder = Path(self.job.folder)
-        tensors, groups = checkpoint.pack_optimizer(self.optimizer)
-        meta = {
-            "identity": self.job.identity,
-            "step": step,
-            "loss_first": self.loss_first,
-            "cursor": self.cursor,
-            "optimizer_groups": groups,
-            "world_size": self.place.world_size,
-        }
-        own = {name: p.detach() for name, p in self.parameters.items()}
-        with atomic_folder(saved.folder_of(folder, step)) as part:
-            checkpoint.save(
-                part,
-                role=self.job.spec.role,
-                spec=self.job.spec.to_json(),
-                tensors={"params": own, "ema": self.ema.state_dict(), "optimizer": tensors},
-                parents=self._parents(),
-                meta=meta,
-            )
-        saved.forget(folder, keep=KEPT)
-
-    def publish(self, loss_last: float) -> None:
+    def publish(self) -> None:
         """Write the averaged weights as the run's result, once; the losses are those on the fixed draws."""
+        self.keeper.wait()
+        state = self.trainee.published()
         final = Path(self.job.folder) / "checkpoint"
-        if final.exists():
+        if self.place.rank != 0 or final.exists():
             return
-        with self.ema.applied(self.parameters), atomic_folder(final) as part:
+        with atomic_folder(final) as part:
             checkpoint.save(
                 part,
                 role=self.job.spec.role,
                 spec=self.job.spec.to_json(),
-                tensors={"params": weights.role_state(self.model, self.job.spec.role)},
+                tensors={"params": state},
                 parents=self._parents(),
                 meta={
                     "identity": self.job.identity,
                     "step": self.job.steps,
                     "loss_first": self.loss_first,
-                    "loss_last": loss_last,
+                    "loss_last": self.loss_last,
                 },
             )
+
+    def agreed(self, wish: bool) -> bool:  # noqa: FBT001  the flag is the datum
+        """Return whether any worker has this wish; every worker must ask."""
+        if self.place.world_size == 1:
+            return wish
+        total = torch.tensor(float(wish), device=self.place.device)
+        dist.all_reduce(total)
+        return float(total) > 0
+
+    def _warn(self, text: str) -> None:
+        if self.place.rank == 0:
+            self._post({"event": "warning", "text": text})
 
     def _parents(self) -> dict[str, str]:
         return {"base": self._base.digest} if self._base else {}
 
 
-def _clips(batch: Batch) -> objective.Clips:
+def _clips(batch: Batch, device: torch.device) -> objective.Clips:
     """Cross the border from uint8 THWC to float BCTHW in [-1, 1]."""
-    x = batch.frames_BTHWC.permute(0, 4, 1, 2, 3).float().div(127.5).sub(1.0).contiguous()
+    frames = batch.frames_BTHWC.to(device, non_blocking=True)
+    x = frames.permute(0, 4, 1, 2, 3).float().div(127.5).sub(1.0).contiguous()
     return objective.Clips(
         x_BCTHW=x, captions=batch.captions, clip_ids=batch.clip_ids, positions=batch.positions
     )
-
-
-def _summed(value: torch.Tensor, place: Place) -> float:
-    total = value.detach().clone()
-    if place.world_size > 1:
-        dist.all_reduce(total)
-    return float(total)
-
-
-def _agreed(stop: bool, place: Place) -> bool:  # noqa: FBT001  the flag is the datum
-    return _summed(torch.tensor(float(stop)), place) > 0

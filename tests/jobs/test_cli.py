@@ -159,7 +159,7 @@ def test_every_recipe_reads(capsys):
             "base_solver: steps 3000 must lie in 1..1000",
         ),
         ("base", ["model.sample_px=30"], "sample_px: 30 must divide by 4"),
-        ("base", ["frames=0"], "frames, threads_per_worker and text_length: at least 1"),
+        ("base", ["frames=0"], "frames and threads_per_worker: at least 1"),
         ("base", ["caption_dropout=3"], "caption_dropout: between 0 and 1"),
         ("base", ["optimizer.warmup_steps=-1"], "warmup_steps"),
         ("curate", ["prep.preset=bogus"], "prep.preset: Input should be"),

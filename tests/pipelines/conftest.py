@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -67,6 +68,12 @@ verb = "evaluate"
 sets = ["@sample"]
 reference = "@curate"
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny tensors: spinning threads would only starve the other test workers."""
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

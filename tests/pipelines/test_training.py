@@ -12,8 +12,9 @@ from models import checkpoint, ssr, stunet
 from models.conditioning import HashedText
 from models.diffusion import Schedule
 from pipelines import saved, training, weights
+from pipelines.optimizer import Optimizer
 from pipelines.shelves import Shelf
-from pipelines.training import Job, Optimizer
+from pipelines.training import Job
 
 NETWORK = stunet.Config(sample_px=16, widths=(8, 16), temporal_factor=(2,), text_dim=16, head_dim=8)
 SSR = ssr.Config(sample_px=32, widths=(8, 16), text_dim=16, head_dim=8)

@@ -1,0 +1,94 @@
+"""What training workers post, and what the driver makes of it: progress, metrics, warnings, the words of a failure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ingest.files import StorageError
+from pipelines.context import Recorder
+from pipelines.train_config import Config
+from pipelines.training import Diverged
+
+# What would fail again in the same way. Other errors, as of a worker whose peer has died, are worth another start.
+LASTING = (
+    Diverged,
+    StorageError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+)
+MEMORY = 'out of memory; next: a smaller form.micro_batch, form.checkpointing = true, or form.parallel = "fsdp" on more workers'
+
+
+def described(error: BaseException) -> str:
+    """Return a failure in one line, with a next step where there is one."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return MEMORY
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    told = lines[0].strip() if lines else ""
+    plain = isinstance(error, (Diverged, StorageError, ValueError))
+    return told if plain and told else f"{type(error).__name__}: {told}"
+
+
+class Taker:
+    """Takes a training's events on the driver; `failed` holds the words of the failure that ends it."""
+
+    def __init__(self, config: Config, recorder: Recorder) -> None:
+        self._config, self._recorder = config, recorder
+        self._workers = 0
+        self.failed = ""
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Record one event."""
+        known = {
+            "started": self._started,
+            "failed": self._failed,
+            "substituted": self._substituted,
+            "warning": lambda event: self._recorder.warn(event["text"]),
+            "probe": lambda event: self._measured(event, "probe_loss", "loss"),
+            "checkpoint": lambda event: self._measured(event, "checkpoint_held_s", "held_s"),
+            "samples": self._samples,
+            "step": self._step,
+        }
+        known[event["event"]](event)
+
+    def _started(self, event: Mapping[str, Any]) -> None:
+        if event["rank"] != 0:
+            return
+        workers = int(event["workers"])
+        if self._workers and not self.failed:
+            self._recorder.warn(f"the worker group was lost; started again with {workers} workers")
+        self._workers = workers
+
+    def _failed(self, event: Mapping[str, Any]) -> None:
+        self.failed = self.failed or str(event["error"])
+
+    def _substituted(self, event: Mapping[str, Any]) -> None:
+        for clip in event["clips"]:
+            self._recorder.warn(
+                f"step {event['step']}: {clip['reason']}; clip {clip['used']} took its place"
+            )
+
+    def _measured(self, event: Mapping[str, Any], name: str, key: str) -> None:
+        self._recorder.run.log_metrics({name: float(event[key])}, int(event["step"]))
+
+    def _samples(self, event: Mapping[str, Any]) -> None:
+        for path in event["paths"]:
+            self._recorder.run.log_artifact(Path(path), "samples")
+
+    def _step(self, event: Mapping[str, Any]) -> None:
+        step = int(event["step"])
+        numbers = {k: float(v) for k, v in event.items() if isinstance(v, float)}
+        self._recorder.step(step, numbers)
+        self._recorder.progress(
+            step,
+            self._config.steps,
+            stage=f"train {self._config.role}",
+            text=f"loss {numbers['loss']:.4f}, {numbers['step_s']:.2f} s a step",
+        )

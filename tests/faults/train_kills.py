@@ -1,0 +1,82 @@
+"""Training killed at a step: its driver, a worker, or the raylet, by their process ids only."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.faults.curate_kills import end, family
+from tests.pipelines.conftest import CHECKOUT
+
+VICTIMS = ("driver", "worker", "raylet")
+WORKER = "ray::RayTrainWorker"
+END_S = 300.0
+
+
+def killed_at_step(folder: Path, victim: str, step: int, *words: str) -> tuple[int, str]:
+    """Run the command line, kill one victim once the log has this step, and wait; return its code and what it said."""
+    log = folder / next((w[4:] for w in words if w.startswith("out=")), "out") / "events.jsonl"
+    before = log.stat().st_size if log.exists() else 0
+    told = folder / "said"
+    with told.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs", *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+    run = psutil.Process(process.pid)
+    children: list[psutil.Process] = []
+    last_s = time.monotonic() + END_S
+    while process.poll() is None and time.monotonic() < last_s:
+        if reached(log, before) >= step:
+            children = family(run)
+            if target := find(run, victim):
+                target.kill()
+                break
+        time.sleep(0.02)
+    try:
+        code = process.wait(END_S)
+    except subprocess.TimeoutExpired as late:
+        end(process, family(run) + children)
+        raise AssertionError(f"after the {victim}'s death: {told.read_text()[-1500:]}") from late
+    end(process, children)
+    return code, told.read_text()
+
+
+def find(run: psutil.Process, victim: str) -> psutil.Process | None:
+    """Return the driver, which is the run itself, a worker of the training group, or the raylet."""
+    if victim == "driver":
+        return run
+    for one in family(run):
+        try:
+            name, command = one.name(), " ".join(one.cmdline())
+        except psutil.Error:
+            continue
+        if (victim == "raylet" and name == "raylet") or (
+            victim == "worker" and command.startswith(WORKER)
+        ):
+            return one
+    return None
+
+
+def reached(log: Path, offset: int) -> int:
+    """Return the last step that was logged behind `offset`."""
+    found = 0
+    if not log.exists():
+        return found
+    with log.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if event.get("event") == "step":
+                found = int(event["step"])
+    return found
