@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import image_unet, stunet
+from models.temporal import TextIn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +56,7 @@ def temporal_parameters(config: stunet.Config) -> Parameters:
         attn_inflate=sum(12 * c * c for c in attns),
         resample=sum(3 * c * c for c in resamplers),
         known=known if config.known else 0,
-        # two layers and a norm before each, biases included
-        text=2 * config.text_dim + (config.text_dim + 1) * embed + 2 * embed + (embed + 1) * embed,
+        text=_text(config.text_dim, embed),
         film=sum(2 * c * (embed + 1) for c in convs + attns),
         # three biases and two norms; qkv, output and two perceptron biases and two norms; one bias
         rest=7 * sum(convs) + 13 * sum(attns) + sum(resamplers),
@@ -122,6 +122,11 @@ def training_flops(
             )
             said.sum().backward()
     return counter.get_total_flops()
+
+
+def _text(dim: int, embed: int) -> int:
+    """Return the parameters of TextIn: two layers, a norm before each, and the tokens' weights."""
+    return 2 * dim + (dim + 1) * embed + embed * TextIn.HEADS + 2 * embed + (embed + 1) * embed
 
 
 def _blocks(config: stunet.Config, image: dict[str, Any]) -> tuple[list[int], list[int]]:

@@ -47,6 +47,10 @@ class EMA:
             raise ValueError(f"EMA names differ: {sorted(names ^ set(self.average))[:3]}")
         self.num_updates = int(state["num_updates"])
         for name, average in self.average.items():
+            if state[name].shape != average.shape:
+                raise ValueError(
+                    f"EMA of {name} is {(*state[name].shape,)}, not {(*average.shape,)}"
+                )
             average.copy_(state[name])
 
 

@@ -31,8 +31,9 @@ class Known:
 
     def __post_init__(self) -> None:
         video, mask = self.video_BCTHW, self.mask_B1THW
+        check_floating("known video", video, "BCTHW")
         b, _, *rest = video.shape
-        if video.ndim != 5 or list(mask.shape) != [b, 1, *rest]:
+        if list(mask.shape) != [b, 1, *rest]:
             raise ValueError(
                 f"a known mask of {list(mask.shape)} does not fit a video of {list(video.shape)}: "
                 "it must be (B, 1, T, H, W) beside (B, C, T, H, W)"
@@ -59,6 +60,15 @@ class Known:
         return torch.where(self.mask_B1THW == 1, self.video_BCTHW, x_BCTHW)
 
 
+def check_floating(name: str, video: torch.Tensor, letters: str) -> None:
+    """Raise ValueError for bytes, as of a picture of 0 to 255, and for another number of dimensions."""
+    if video.ndim != len(letters) or not video.is_floating_point():
+        raise ValueError(
+            f"{name} must be {letters} and floating, pixels in [-1, 1] (x / 127.5 - 1), "
+            f"not {list(video.shape)} of {video.dtype}"
+        )
+
+
 def nothing(like_BCTHW: torch.Tensor) -> Known:
     """Return text-to-video: of a video of this shape nothing is known."""
     return Known(torch.zeros_like(like_BCTHW), torch.zeros_like(like_BCTHW[:, :1]))
@@ -66,11 +76,13 @@ def nothing(like_BCTHW: torch.Tensor) -> Known:
 
 def image_to_video(image_BCHW: torch.Tensor, frames: int) -> Known:
     """Return the image as frame 0 of `frames`."""
+    check_floating("image", image_BCHW, "BCHW")
     return prediction(image_BCHW.unsqueeze(2), frames)
 
 
 def prediction(first_BCTHW: torch.Tensor, frames: int) -> Known:
     """Return the first frames of `frames`; ValueError when none are left to make."""
+    check_floating("first frames", first_BCTHW, "BCTHW")
     video, mask = _blank(first_BCTHW[:, :, 0], frames)
     given = first_BCTHW.shape[2]
     if given >= frames:
@@ -111,6 +123,10 @@ def outpainting(
 
 def cinemagraph(image_BCHW: torch.Tensor, region_B1HW: torch.Tensor, frames: int) -> Known:
     """Return a still that moves inside the region (1) only; frame 0 is the image everywhere."""
+    check_floating("image", image_BCHW, "BCHW")
+    wanted = [len(image_BCHW), 1, *image_BCHW.shape[2:]]
+    if list(region_B1HW.shape) != wanted:
+        raise ValueError(f"region must be {wanted} (B, 1, H, W), not {list(region_B1HW.shape)}")
     video = image_BCHW.unsqueeze(2).expand(-1, -1, frames, -1, -1)
     outside = 1.0 - region_B1HW.to(image_BCHW).unsqueeze(2)
     mask = outside.expand(-1, -1, frames, -1, -1).clone()

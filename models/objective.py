@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from models import diffusion, known, noise, ssr
+from models import diffusion, known, modes, noise, ssr
 from models.conditioning import TextConditioner, drop_text
 from models.diffusion import Denoise, Schedule
 from models.ssr import Config as SsrConfig
@@ -119,13 +119,14 @@ def probe(objective: Objective, model: torch.nn.Module, clips: Sequence[Clips]) 
             shape=_chw(items.x_ICTHW),
         )
         device = entry.x_BCTHW.device
-        loss_I = diffusion.loss(
-            _denoiser(objective, model, items, entry.captions, 0, dropout=False),
-            items.x_ICTHW,
-            schedule=objective.schedule,
-            timestep_B=torch.full((len(items.seeds),), timestep, device=device),
-            noise_BCTHW=drawn.noise_BCTHW.to(device),
-        )
+        with modes.evaluating(model):
+            loss_I = diffusion.loss(
+                _denoiser(objective, model, items, entry.captions, 0, dropout=False),
+                items.x_ICTHW,
+                schedule=objective.schedule,
+                timestep_B=torch.full((len(items.seeds),), timestep, device=device),
+                noise_BCTHW=drawn.noise_BCTHW.to(device),
+            )
         total += float(loss_I.mean())
     return total / len(clips)
 

@@ -55,7 +55,7 @@ class Schedule:
         that is none of ours.
         """
         path = folder / "scheduler" / "scheduler_config.json"
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = _object(path)
         words = told.get("beta_schedule", "linear"), told.get("prediction_type", "epsilon")
         if any(word not in _DIFFUSERS for word in words):
             raise ValueError(
@@ -68,9 +68,21 @@ class Schedule:
             zero_terminal_snr=bool(told.get("rescale_betas_zero_snr", False)),
         )
         ends = _ENDS.get(found.name)
+        if told.get("trained_betas") is not None or (ends and found.num_timesteps != 1000):
+            raise ValueError(
+                f"{path}: a table of its own, or {found.num_timesteps} timesteps of {words[0]}, is no schedule that "
+                "is known here: 1000 timesteps are"
+            )
         if ends and (told.get("beta_start", 1e-4), told.get("beta_end", 0.02)) != ends:
             raise ValueError(f"{path}: its betas do not run from {ends[0]} to {ends[1]}")
         return found
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no JSON object: {error}") from None
 
 
 @lru_cache

@@ -7,6 +7,7 @@ import torch
 
 from models import diffusion
 from models.diffusion import Schedule
+from models.known import check_floating
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -20,6 +21,7 @@ class Start:
     strength: float
 
     def __post_init__(self) -> None:
+        check_floating("start video", self.video_BCTHW, "BCTHW")
         if not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"strength {self.strength} must lie in [0, 1]: 0 changes nothing")
 

@@ -7,7 +7,7 @@ Letters: B batch, C channels, T frames, H height, W width, N tokens, D embedding
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ Role = Literal["base", "motion", "ssr"]
 
 
 def build(config: Config, *, seed: int) -> "STUNet":
-    """Return a STUNet over a fresh image model; every weight depends on `seed` only."""
+    """Return a STUNet over a fresh image model, to be evaluated or `trainable`; every weight depends on `seed` only."""
     return _over(image_unet.build(config.image_config, seed=seed), config, seed=seed)
 
 
@@ -39,7 +39,7 @@ def inflate(folder: Path, *, seed: int, variant: str = "", **choices: Any) -> "S
 def _over(unet: image_unet.UNet2DConditionModel, config: Config, *, seed: int) -> "STUNet":
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        return STUNet(unet, config)
+        return STUNet(unet, config).eval()
 
 
 class STUNet(nn.Module):
@@ -175,7 +175,12 @@ def load_motion(model: STUNet, state: dict[str, torch.Tensor]) -> None:
 
 
 def trainable(model: STUNet, role: Role) -> dict[str, nn.Parameter]:
-    """Freeze all but the role's own parameters (ssr: all of them) and return these by name."""
+    """Freeze all but the role's own parameters (ssr: all of them) and return these by name; ValueError for no role."""
+    if role not in get_args(Role):
+        raise ValueError(f"unknown role {role!r}: use one of {', '.join(get_args(Role))}")
+    # what is frozen is evaluated: its dropout would make the frozen model another one at each step
+    model.train()
+    model.unet.train(role != "motion")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(role in {"ssr", "base" if name.startswith("unet.") else "motion"})
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

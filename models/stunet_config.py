@@ -37,6 +37,7 @@ class Config:
     image: str = ""
 
     def __post_init__(self) -> None:
+        self._check_time()
         if len(self.temporal_factor) != len(self.widths) - 1:
             raise ValueError(
                 f"temporal_factor {self.temporal_factor} needs {len(self.widths) - 1} entries, "
@@ -55,6 +56,10 @@ class Config:
             if getattr(self, name) != value:
                 raise ValueError(f"{name} {getattr(self, name)}: the image model has {value}")
 
+    def _check_time(self) -> None:
+        if min((1, *self.temporal_factor)) < 1 or self.attention_blocks < 0:
+            raise ValueError("temporal_factor: at least 1 each; attention_blocks: at least 0")
+
     @classmethod
     def of_image(cls, image_config: Mapping[str, Any], **choices: Any) -> "Config":
         """Return the Config over the image model of a diffusers config.json.
@@ -69,7 +74,7 @@ class Config:
             "text_levels": 0,
             "temporal_factor": (2,) * (len(said["widths"]) - 1),
             "head_dim": max(d for d in range(1, 65) if coarsest % d == 0),
-            "norm_groups": image["norm_num_groups"],
+            "norm_groups": image["norm_num_groups"] or 1,
         }
         return cls(**{**open_fields, **said, **choices, "image": json.dumps(image, sort_keys=True)})
 

@@ -73,21 +73,29 @@ class Film(nn.Module):
 class TextIn(nn.Module):
     """Text tokens to one embedding for the temporal modules, learned with them.
 
-    The image model's own pooling learned from frames, and drops words that only motion shows. The mean is normalised:
-    what one word says would otherwise be small beside the timestep's embedding, and learned late.
+    The image model's own pooling learned from frames, and drops words that only motion shows. HEADS learned weighings of
+    the tokens, equal at first, so that few words are heard among many (77 of a tower's are mostly padding); the pooled
+    vector is normalised: one word would otherwise be small beside the timestep's embedding, and learned late.
     """
+
+    HEADS = 4
 
     def __init__(self, text_dim: int, embed_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(text_dim)
         self.each = nn.Linear(text_dim, embed_dim)
-        self.norm_mean = nn.LayerNorm(embed_dim)
+        self.weigh = nn.Linear(embed_dim, self.HEADS, bias=False)
+        self.norm_pooled = nn.LayerNorm(embed_dim)
         self.out = nn.Linear(embed_dim, embed_dim)
+        nn.init.zeros_(self.weigh.weight)
 
     def forward(self, text_BND: torch.Tensor) -> torch.Tensor:
-        """Return (B, D): the mean of what each token says."""
-        each = functional.silu(self.each(layer_norm(text_BND, self.norm)))
-        return self.out(layer_norm(each.mean(1), self.norm_mean))
+        """Return (B, D): what the tokens say, each by its weight."""
+        each_BND = functional.silu(self.each(layer_norm(text_BND, self.norm)))
+        shares_BNH = self.weigh(each_BND).softmax(dim=1)
+        heads_BNHC = each_BND.unflatten(2, (self.HEADS, -1))
+        pooled_BD = (heads_BNHC * shares_BNH.unsqueeze(3)).sum(1).flatten(1)
+        return self.out(layer_norm(pooled_BD, self.norm_pooled))
 
 
 class ConvInflate(nn.Module):

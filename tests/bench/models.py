@@ -120,18 +120,19 @@ def table(rows: list[dict[str, Any]], machine: str) -> str:
         "| --- " * (head.count("|") - 1) + "|",
     ]
     for r in rows:
-        kind = (
-            TASKS[r["task"]]
-            + (", bf16" if r.get("bf16") else "")
-            + (", compiled" if r.get("compiled") else "")
-        )
         widths = " ".join(map(str, r["widths"]))
         lines.append(
-            f"| {r['frames']} x {r['px']}, {widths} | {kind} | {r['network']} | {r['s']:.3f} | "
+            f"| {r['frames']} x {r['px']}, {widths} | {kind(r)} | {r['network']} | {r['s']:.3f} | "
             f"{r['s'] / r['ours']['s']:.2f} | {r['mib']:.0f} | {r['ours']['mib'] / max(r['mib'], 1):.2f} | "
             f"{100 * r['glue']:.0f} % |"
         )
     return "\n".join([*lines, "", *missed(rows)]) + "\n"
+
+
+def kind(row: dict[str, Any]) -> str:
+    """Name the step of a row."""
+    more = [word for word in ("bf16", "compiled") if row.get(word)]
+    return ", ".join([TASKS[row["task"]], *more])
 
 
 def missed(rows: list[dict[str, Any]]) -> list[str]:
@@ -139,7 +140,7 @@ def missed(rows: list[dict[str, Any]]) -> list[str]:
     found = []
     for r in rows:
         ours = r["ours"]
-        where = f"widths {' '.join(map(str, r['widths']))}, {TASKS[r['task']]}"
+        where = f"widths {' '.join(map(str, r['widths']))}, {kind(r)}"
         if r["network"] in {FLAT, PEER} and r["s"] <= ours["s"]:
             found.append(f"- Missed: {where}: {r['network']} is faster.")
         if r["network"] == IMAGE and (points := 100 * (ours["glue"] - r["glue"])) > GLUE_POINTS:

@@ -153,14 +153,14 @@ def measured(job: Job, call: Call, parameters: list[nn.Parameter]) -> dict[str, 
         if job.device == "cuda":
             torch.cuda.synchronize()
 
-    before = peak(job)
+    before = peak(job)  # weights, and torch itself
     step()
     times = []
     for _ in range(job.repeats):
         started = time.perf_counter()
         step()
         times.append(time.perf_counter() - started)
-    memory = peak(job) - (0 if job.device == "cuda" else before)
+    memory = peak(job) - before
     return {
         "s": min(times),
         "mib": memory,

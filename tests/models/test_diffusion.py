@@ -108,6 +108,17 @@ def test_thresholds_look_at_the_whole_video():
         diffusion.threshold(x, "soft")
 
 
+def test_the_dynamic_limit_is_a_quantile_of_all_magnitudes():
+    ramp = torch.arange(1, 2001, dtype=torch.float32) / 500.0  # up to 4
+    x = (ramp * torch.tensor([1.0, -1.0]).repeat(1000)).reshape(1, 1, 20, 10, 10)
+    for quantile, limit in ((0.995, 3.98), (0.5, 2.0)):
+        wanted = x.clamp(-limit, limit) / limit
+        assert torch.equal(diffusion.threshold(x, "dynamic", quantile=quantile), wanted)
+    assert torch.equal(diffusion.threshold(x, "dynamic"), x.clamp(-3.98, 3.98) / 3.98)
+    small = x / 5.0  # below 1 nothing is stretched
+    assert torch.equal(diffusion.threshold(small, "dynamic"), small)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_thresholded_prediction_stands_for_the_thresholded_video(schedule):
     x0, eps = pair()
@@ -223,7 +234,14 @@ def test_a_pipelines_own_schedule_is_diffusers_table(told, name, tmp_path):
 
 @pytest.mark.parametrize(
     "told",
-    [{"beta_schedule": "sigmoid"}, {"beta_start": 0.1}, {"prediction_type": "flow"}],
+    [
+        {"beta_schedule": "sigmoid"},
+        {"beta_start": 0.1},
+        {"prediction_type": "flow"},
+        {"num_train_timesteps": 500},
+        {"trained_betas": [0.1] * 1000},
+        [],
+    ],
     ids=str,
 )
 def test_a_pipelines_other_schedule_is_refused(told, tmp_path):

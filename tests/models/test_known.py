@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused():
     for build, said in (
         (lambda: Known(VIDEO, mask[:, :, :2]), "does not fit"),
         (lambda: Known(VIDEO, VIDEO), "does not fit"),
-        (lambda: Known(VIDEO[0], mask[0]), "does not fit"),
+        (lambda: Known(VIDEO[0], mask[0]), "must be BCTHW"),
         (lambda: Known(VIDEO, mask + 0.5), "threshold it"),
         (lambda: Known(VIDEO, mask + math.nan), "threshold it"),
         (lambda: known.inpainting(VIDEO, mask + 2), "threshold it"),

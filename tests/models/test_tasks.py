@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from models import diffusion, known, samplers, windows
+from models import diffusion, known, samplers, solver, windows
 from models.diffusion import Schedule
 from models.known import Known
 from models.samplers import Sampling, Start
@@ -137,12 +137,14 @@ def test_steps_keep_their_numbers_wherever_a_run_starts(sampler, strength, first
         times.append(int(timestep_B[0]))
         return torch.zeros_like(x)
 
-    monkeypatch.setattr(samplers, "_drawn", recorded)
+    monkeypatch.setattr(solver, "drawn", recorded)
+    told = Sampling(sampler=sampler, steps=12, guidance=weight)
+    weights.clear()  # all are asked for once, when the settings are made
     samplers.solve(
         denoise,
         normal(1, px=4),
         seeds=[1],
-        settings=Sampling(sampler=sampler, steps=12, guidance=weight),
+        settings=told,
         start=Start(video_BCTHW=normal(2, px=4), strength=strength),
     )
     assert times == diffusion.timesteps(ZERO, 12)[first:]

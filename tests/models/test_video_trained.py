@@ -77,8 +77,7 @@ def test_an_image_starts_its_video_without_compositing(model, scenes):
         f"30 or above; of all pixels {psnr(made[:, :, 0], first):.1f}; direction {hits / 32:.2f}; "
         f"moved {moved.median():.1f} px"
     )
-    assert each.mean() >= 30.0
-    assert (each >= 30.0).float().mean() >= 0.75
+    assert each.min() >= 30.0
     assert float(moved.median()) > 0.5 * (tiny.FRAMES - 1)
     assert lower_bound(hits, 32) > 0.25
     # Without being told the image it shows another one.

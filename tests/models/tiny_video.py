@@ -31,7 +31,7 @@ SSR_WINDOW = 8
 MODELS = Path(stunet.__file__).parent
 SOURCES = [
     *(MODELS / f"{name}.py" for name in (
-        "conditioning", "diffusion", "ema", "image_unet", "known", "noise", "objective", "schedule", "ssr", "stunet",
+        "conditioning", "diffusion", "ema", "image_unet", "known", "modes", "noise", "objective", "schedule", "ssr", "stunet",
         "stunet_config", "temporal",
         "walk",
     )),
