@@ -2,7 +2,8 @@
 
 curate: CPU seconds of one source through the whole unit against decoding and scaling it once and encoding the kept clips
 once (tests.bench.ingest). read: verified payload reads against np.memmap with the same CRC. executor: units a second
-through the pool against bare Ray tasks. models: STUNet against its peers (tests.bench.models, a table of its own).
+through the pool against bare Ray tasks. models: STUNet against its peers (tests.bench.models); train:
+the loop under Ray Train against itself bare (tests.bench.train); both with tables of their own.
 """
 
 import platform
@@ -27,7 +28,7 @@ from ingest.shards import read_payload
 from ingest.sources import list_sources
 from ingest.store import Dataset, empty_captions
 from ingest.unit import curate_unit, plan_unit
-from tests.bench import ingest, models, storage
+from tests.bench import ingest, models, storage, train
 from tests.bench.machine import cores, cpu_name
 from tests.bench.reading_bench import decoding
 from tests.bench.storage_clips import corpora
@@ -58,7 +59,8 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     TABLE.write_text(text)
     sys.stdout.write(text)
-    models.main()  # another quarter: its own table
+    train.main()  # some minutes, and another quarter: tables of their own
+    models.main()
 
 
 def curate(folder: Path) -> list[Row]:
