@@ -44,3 +44,5 @@ def test_continuing_equals_never_having_stopped():
     assert torch.equal(second.average["w"], whole.average["w"])
     with pytest.raises(ValueError, match="EMA names differ"):
         second.load_state_dict({"num_updates": torch.tensor(1), "v": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"EMA of w is \(1,\), not \(2,\)"):
+        second.load_state_dict({"num_updates": torch.tensor(1), "w": torch.zeros(1)})

@@ -240,6 +240,8 @@ def test_temporal_parameters_by_closed_form():
         ({"norm_groups": 5}, "multiples of 5 groups"),
         ({"head_dim": 24, "text_dim": 48}, "have attention"),
         ({"text_levels": 4}, "text_levels"),
+        ({"temporal_factor": (0, 2)}, "temporal_factor: at least 1"),
+        ({"attention_blocks": -1}, "attention_blocks: at least 0"),
     ],
 )
 def test_configurations_that_cannot_be_built_are_refused(change, message):
