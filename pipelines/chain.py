@@ -180,7 +180,7 @@ class _Running:
     def _run(self, step: Step) -> None:
         try:
             self._ended.put((step, VERBS[step.verb].run(step.config, context=self._context)))
-        except Exception as error:  # noqa: BLE001  raised again where the steps are waited for
+        except BaseException as error:  # noqa: BLE001  raised where steps are waited for, which must not wait forever
             self._ended.put((step, error))
 
 

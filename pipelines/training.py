@@ -54,9 +54,11 @@ def train(
             run.loss_first = run.loss_last = run.probe(0, averaged=False)
         for step in range(done, job.steps):
             stop = run.take(stream, step)
-            last = step + 1 == job.steps
-            if last or stop or (step + 1) % job.checkpoint_every == 0 or run.agreed(leaving()):
+            last, gone = step + 1 == job.steps, run.agreed(leaving())
+            if last or stop or gone or (step + 1) % job.checkpoint_every == 0:
                 run.save(step + 1)
+            if gone:  # whole before the machine is taken away
+                run.keeper.wait()
             if last or (job.probe_every and (step + 1) % job.probe_every == 0):
                 run.loss_last = run.probe(step + 1, averaged=True)
             if job.show.every and (step + 1) % job.show.every == 0:

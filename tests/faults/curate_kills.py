@@ -46,16 +46,20 @@ def killed_once(folder: Path, words: list[str], victim: str, after_s: float, dat
                 target.kill()
                 done = "killed"
         time.sleep(0.02)
-    children += family(run)
+    waited(process, children + family(run), victim)
+    return done
+
+
+def waited(process: "subprocess.Popen[bytes]", children: list[psutil.Process], victim: str) -> int:
+    """Wait for the end of a run whose `victim` was killed, end what is left of it, and return its code."""
     try:
-        process.wait(END_S)
+        return process.wait(END_S)
     except subprocess.TimeoutExpired as late:
-        end(process, children)
         raise AssertionError(
             f"after the {victim}'s death the run did not end in {END_S:.0f} s"
         ) from late
-    end(process, children)
-    return done
+    finally:
+        end(process, children)
 
 
 def find(run: psutil.Process, victim: str) -> psutil.Process | None:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.curate_kills import end, family
+from tests.faults.curate_kills import END_S, family, waited
 from tests.pipelines.conftest import CHECKOUT
 
 VICTIMS = ("driver", "worker", "raylet")
 WORKER = "ray::RayTrainWorker"
-END_S = 300.0
 
 
 def killed_at_step(folder: Path, victim: str, step: int, *words: str) -> tuple[int, str]:
@@ -40,12 +39,7 @@ def killed_at_step(folder: Path, victim: str, step: int, *words: str) -> tuple[i
                 target.kill()
                 break
         time.sleep(0.02)
-    try:
-        code = process.wait(END_S)
-    except subprocess.TimeoutExpired as late:
-        end(process, family(run) + children)
-        raise AssertionError(f"after the {victim}'s death: {told.read_text()[-1500:]}") from late
-    end(process, children)
+    code = waited(process, children + family(run), victim)
     return code, told.read_text()
 
 

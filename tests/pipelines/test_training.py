@@ -12,6 +12,7 @@ from models import checkpoint, ssr, stunet
 from models.conditioning import HashedText
 from models.diffusion import Schedule
 from pipelines import saved, training, weights
+from pipelines.guard import Guard
 from pipelines.optimizer import Optimizer
 from pipelines.shelves import Shelf
 from pipelines.training import Job
@@ -92,6 +93,35 @@ def test_a_stopped_training_continues_to_the_same_bits(tiny, tmp_path, role, sto
     loaded = [checkpoint.load(tmp_path / name / "checkpoint") for name in ("whole", "parts")]
     assert loaded[0].digest == loaded[1].digest
     assert loaded[0].meta == loaded[1].meta
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 7])
+def test_steps_left_out_and_weights_gone_back_are_the_same_in_parts(tiny, tmp_path, stop_after):
+    # so strict that ordinary losses are spikes: some steps are left out, some send the weights back
+    strict = Guard(spike=1.01, window=2, patience=2, rollbacks=99)
+    told = {"steps": 12, "checkpoint_every": 3, "guard": strict}
+    whole, parts, rest = Posts(), Posts(stop_after), Posts()
+    training.train(job(tiny, tmp_path / "whole", "base", **told), ALONE, whole)
+    training.train(job(tiny, tmp_path / "parts", "base", **told), ALONE, parts)
+    training.train(job(tiny, tmp_path / "parts", "base", **told), ALONE, rest)
+    texts = [e["text"] for e in whole.events if e["event"] == "warning"]
+    assert any("was left out" in text for text in texts)
+    assert any("weights went back" in text for text in texts)
+    assert {**parts.losses(), **rest.losses()} == whole.losses()
+    digests = [checkpoint.load(tmp_path / n / "checkpoint").digest for n in ("whole", "parts")]
+    assert digests[0] == digests[1]
+
+
+def test_a_machine_that_leaves_has_its_checkpoint_whole_before_the_next_step(tiny, tmp_path):
+    def post(event: Mapping[str, Any]) -> bool:
+        if event["event"] == "step":
+            seen.append(saved.steps(tmp_path))
+        return False
+
+    seen: list[list[int]] = []
+    told = job(tiny, tmp_path, "base", steps=4, checkpoint_every=100)
+    training.train(told, ALONE, post, leaving=lambda: len(seen) == 2)
+    assert seen == [[], [], [2], [2]]
 
 
 def test_another_seed_gives_other_bits(tiny, tmp_path):
