@@ -110,6 +110,11 @@ class Keeper:
         self._writer.start()
         return waited_s
 
+    @property
+    def idle(self) -> bool:
+        """Whether no checkpoint is being written."""
+        return self._writer is None or not self._writer.is_alive()
+
     def wait(self) -> None:
         """Wait until the last checkpoint is whole; raises what its writer raised."""
         if self._writer is not None:

@@ -1,5 +1,6 @@
 """Laws of the training loop on real clips, in this process: exact continuation, learning, rate 0."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from models import checkpoint, ssr, stunet
 from models.conditioning import HashedText
 from models.diffusion import Schedule
-from pipelines import saved, training, weights
+from pipelines import notices, saved, training, weights
 from pipelines.guard import Guard
 from pipelines.optimizer import Optimizer
 from pipelines.shelves import Shelf
@@ -112,16 +113,37 @@ def test_steps_left_out_and_weights_gone_back_are_the_same_in_parts(tiny, tmp_pa
     assert digests[0] == digests[1]
 
 
-def test_a_machine_that_leaves_has_its_checkpoint_whole_before_the_next_step(tiny, tmp_path):
+def test_a_machine_that_leaves_has_its_checkpoint_whole_before_the_next_step(
+    tiny, tmp_path, monkeypatch
+):
     def post(event: Mapping[str, Any]) -> bool:
         if event["event"] == "step":
             seen.append(saved.steps(tmp_path))
+        if event["event"] == "checkpoint":
+            begun.append(event["step"])
         return False
 
+    monkeypatch.setattr(notices, "LOOK_EVERY_S", 0.0)
     seen: list[list[int]] = []
-    told = job(tiny, tmp_path, "base", steps=4, checkpoint_every=100)
+    begun: list[int] = []
+    told = job(tiny, tmp_path, "base", steps=6, checkpoint_every=100)
     training.train(told, ALONE, post, leaving=lambda: len(seen) == 2)
-    assert seen == [[], [], [2], [2]]
+    assert seen[:3] == [[], [], [2]]
+    # and goes on saving, as often as nothing is being written
+    assert begun[:2] == [2, 3]
+
+
+def test_a_group_looks_for_leaving_machines_now_and_then(monkeypatch):
+    asked: list[float] = []
+    now = [100.0]
+    monkeypatch.setattr(notices.time, "monotonic", lambda: now[0])
+    watch = notices.Notices(ALONE, lambda: bool(asked.append(now[0])) or len(asked) == 3)
+    for _ in range(100):
+        assert watch.after(asked=False, idle=True) == (False, True)
+        now[0] += 0.1
+    assert len(asked) == 3
+    assert watch.leaves
+    assert min(b - a for a, b in itertools.pairwise(asked)) >= notices.LOOK_EVERY_S
 
 
 def test_another_seed_gives_other_bits(tiny, tmp_path):
