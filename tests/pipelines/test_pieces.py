@@ -182,7 +182,7 @@ def test_an_index_of_another_version_is_refused_and_not_called_damaged(two, vers
     folder, index = two
     told = {**index, "format": version, "digest": "of other rules"}
     (folder / pieces.INDEX).write_text(json.dumps(told))
-    with pytest.raises(pieces.OtherVersion, match="written by another version .* next: "):
+    with pytest.raises(pieces.OtherVersion, match=r"written by another version .* next: "):
         pieces.read_index(folder)
 
 
@@ -225,7 +225,7 @@ def test_a_reader_opens_only_files_with_rows_of_its_own(two, monkeypatch):
 def test_a_folder_that_cannot_be_written_to_is_an_error_of_storage(tmp_path):
     (tmp_path / "c").write_bytes(b"a file")
     own = pieces.cut(STATE, Place(rank=0, world_size=1))
-    with pytest.raises(StorageError, match="exists|Not a directory"):
+    with pytest.raises(StorageError, match=r"exists|Not a directory"):
         pieces.write(tmp_path / "c", own, 0)
     (tmp_path / "d" / pieces.file_name("params", 0)).mkdir(parents=True)
     with pytest.raises(StorageError, match=r"directory.*params-00000"):
