@@ -189,7 +189,8 @@ class _Run:
         if found is None:
             self.trainee = self._fresh()
         else:
-            self.trainee.restore(found.tensors, found.meta["optimizer_groups"])
+            with found:
+                self.trainee.restore(found, found.meta["optimizer_groups"])
         back_to = found.meta["step"] if found else 0
         self._warn(f"{told}: weights went back to step {back_to}, the data goes on")
 
@@ -224,7 +225,8 @@ class _Run:
         found = self.keeper.newest()
         if found is None:
             return 0
-        self.trainee.restore(found.tensors, found.meta["optimizer_groups"])
+        with found:
+            self.trainee.restore(found, found.meta["optimizer_groups"])
         self.watch = Watch(self.job.guard, found.meta["watch"])
         self.cursor = found.meta["cursor"]
         self.loss_first = found.meta["loss_first"]
