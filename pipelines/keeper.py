@@ -137,7 +137,7 @@ class Keeper:
     @property
     def idle(self) -> bool:
         """Whether no checkpoint is being written."""
-        return self._writer is None or not self._writer.is_alive()
+        return self._writing is None or not self._writing.busy
 
     def wait(self) -> None:
         """Wait until the last checkpoint is whole; raises what any worker's writer raised."""

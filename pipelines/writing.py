@@ -41,6 +41,11 @@ class Writing:
         self._thread = threading.Thread(target=self._run, args=(own, told), name="checkpoint")
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether this worker's thread still writes; that of rank 0 ends when the checkpoint is whole."""
+        return self._thread.is_alive()
+
     def wait(self) -> None:
         """Wait until the checkpoint is whole; raises on every worker what went wrong on one. All must call it at once."""
         self._written.wait()
