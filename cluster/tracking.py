@@ -42,11 +42,16 @@ def embedded_uri(folder: Path) -> str:
     return f"sqlite:///{folder.resolve()}/mlflow.db"
 
 
+def spool_of(folder: Path, uri: str) -> Path:
+    """Return where records on their way to one store wait: what one store lacks, another would refuse, and it were lost."""
+    return folder / hashlib.sha256(without_secrets(uri).encode()).hexdigest()[:12]
+
+
 class Tracker:
     """Starts runs in the store at `uri`; never raises for a store that is away, says so once through `warn`."""
 
     def __init__(self, uri: str, spool: Path, warn: Warn = lambda _text: None) -> None:
-        self._uri, self._folder, self._warn = uri, spool, warn
+        self._uri, self._folder, self._warn = uri, spool_of(spool, uri), warn
         self._store: _Store | None = None
         self._runs: list[Run] = []
         self._warned = False
@@ -96,9 +101,8 @@ class Tracker:
     def _warn_once(self, error: BaseException) -> None:
         if not self._warned:
             self._warned = True
-            lines = without_secrets(str(error)).strip().splitlines() or [type(error).__name__]
             self._warn(
-                f"the tracking store {without_secrets(self._uri)} does not answer ({lines[0][:200]}); "
+                f"the tracking store {without_secrets(self._uri)} does not answer ({_reason(error)}); "
                 f"records are kept in {self._folder} and sent when it does"
             )
 
@@ -284,6 +288,14 @@ def search(uri: str, experiment: str) -> Iterator[Found]:
     if path != uri and not Path(path).exists():
         return
     yield from _Store(uri).search(experiment)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first cause in one line: the libraries in between wrap it in ever longer sentences."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    lines = without_secrets(str(error)).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _artifact_uri(uri: str) -> str | None:

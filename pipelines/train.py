@@ -132,19 +132,24 @@ def _fit(config: Config, job: training.Job, context: Context, recorder: Recorder
     folder = config.out / SCRATCH
     taker = Taker(config, recorder)
     board = Board(stop=lambda: context.stop.requested or bool(taker.failed))
-    with board.draining(taker.take):
-        fit(
-            _worker,
-            {"job": job, "board": board.handle},
-            # Ray resumes a run of the same name from its own notes; ours resumes from our checkpoints.
-            name=f"{VERB}-{config.role}-{time.time_ns()}",
-            folder=folder,
-            num_workers=config.workers,
-            max_failures=config.max_failures,
-            num_cpus=config.threads_per_worker,
-            num_gpus=config.gpus_per_worker,
-        )
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with board.draining(taker.take):
+            fit(
+                _worker,
+                {"job": job, "board": board.handle},
+                # Ray resumes a run of the same name from its own notes; ours resumes from our checkpoints.
+                name=f"{VERB}-{config.role}-{time.time_ns()}",
+                folder=folder,
+                num_workers=config.workers,
+                max_failures=config.max_failures,
+                num_cpus=config.threads_per_worker,
+                num_gpus=config.gpus_per_worker,
+            )
+    except GroupFailed as error:
+        # what a worker told of itself is better than what Ray makes of it
+        raise GroupFailed(taker.failed or str(error)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     if taker.failed:
         raise GroupFailed(taker.failed)
 
