@@ -162,6 +162,9 @@ class _Store:
             # The first question opens the store, and makes its tables.
             self._client.search_experiments(max_results=1)
         self._seen: dict[tuple[str, str], set[tuple[int, float]]] = {}
+        self._unsure: set[str] = (
+            set()
+        )  # runs of which a request failed: the store is asked what it has
 
     def open(self, opening: Record, run_id: str) -> str:
         """Return the run of that id, or with that local id, set running again; a new one when there is none."""
@@ -228,6 +231,16 @@ class _Store:
         """Nothing to write: the run was made when it was opened."""
 
     def _metrics(self, run_id: str, records: Sequence[Record], *, again: bool) -> None:
+        try:
+            self._new_metrics(run_id, records, again=again or run_id in self._unsure)
+        except Exception:
+            # What was counted as seen may never have come, or come although no answer did.
+            for key in [key for key in self._seen if key[0] == run_id]:
+                del self._seen[key]
+            self._unsure.add(run_id)
+            raise
+
+    def _new_metrics(self, run_id: str, records: Sequence[Record], *, again: bool) -> None:
         rows = []
         for record in records:
             for name, value in record["values"].items():

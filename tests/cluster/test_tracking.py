@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from cluster import recording, tracking
 from cluster.spool import Spool, flat, leftovers, without_secrets
 from cluster.tracking import Tracker, embedded_uri, spool_of
+from tests.cluster.served import free_port, served
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,6 +148,27 @@ def test_what_was_kept_is_sent_once_when_the_store_is_back(store, tmp_path):
         assert len(client(store).get_metric_history(run.info.run_id, "loss")) == 5
         # A second sending, as after a kill before the confirmation.
         (spool / "local-12ab.jsonl").write_text(copy)
+
+
+def test_a_server_that_dies_and_comes_back_has_every_number_once(tmp_path):
+    port, warnings = free_port(), []
+    with served(tmp_path, port) as uri:
+        run = Tracker(uri, spool=tmp_path / "spool", warn=warnings.append).start(
+            "train", experiment="kinoray"
+        )
+        run.log_metrics({"loss": 0.0}, 0)
+        eventually(lambda: not run.spool.waiting())
+    for step in range(1, 40):
+        run.log_metrics({"loss": float(step)}, step)
+    eventually(lambda: warnings)  # a request has failed
+    assert len(run.spool.waiting()) == 39
+    with served(tmp_path, port):
+        run.log_metrics({"loss": 40.0}, 40)
+        run.end("FINISHED")
+        history = client(uri).get_metric_history(run.id, "loss")
+        assert [(m.step, m.value) for m in history] == [(i, float(i)) for i in range(41)]
+        assert client(uri).get_run(run.id).info.status == "FINISHED"
+    assert len(warnings) == 1
 
 
 def test_what_waits_for_one_store_is_not_sent_to_another(store, tmp_path):
