@@ -4,20 +4,30 @@ Checkpoints, metrics and resuming are the caller's (ray-and-mlflow.md 5: Ray's r
 trainer runs beside the main thread, because there it would replace the handler of Ctrl-C by its own.
 """
 
+import re
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import train
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from cluster import raylet, resources
 
 POLL_S = 0.2
+# Groups that could not even be started: enough to wait for a machine that comes back, not for ever.
+MAX_STARTS = 20
+DEAD = (RayActorError, WorkerCrashedError, NodeDiedError)
+# How an exchange between workers fails when one of them is gone: nobody's fault who says so.
+LEFT_ALONE = re.compile(
+    r"gloo|nccl|c10d|connection (closed|reset)|broken pipe|timed out", re.IGNORECASE
+)
+USED = re.compile(r"was ([\d.]+ ?GB used / [\d.]+ ?GB) limit")
 CPU = torch.device("cpu")
 
 
@@ -66,27 +76,38 @@ def fit(
     """
     need = resources.Need(num_cpus=num_cpus, num_gpus=num_gpus)
     resources.fit(need, num_workers=num_workers if isinstance(num_workers, int) else num_workers[0])
-    trainer = TorchTrainer(
-        function,
-        train_loop_config=dict(told),
-        torch_config=TorchConfig(backend="nccl" if num_gpus else "gloo"),
-        scaling_config=train.ScalingConfig(
-            num_workers=num_workers, use_gpu=bool(num_gpus), resources_per_worker=need.named
-        ),
-        run_config=train.RunConfig(
-            name=name,
-            storage_path=str(folder.resolve()),
-            failure_config=train.FailureConfig(max_failures=max_failures),
-        ),
-    )
+    for start in range(max_failures + 1):
+        trainer = TorchTrainer(
+            function,
+            train_loop_config=dict(told),
+            torch_config=TorchConfig(backend="nccl" if num_gpus else "gloo"),
+            scaling_config=train.ScalingConfig(
+                num_workers=num_workers, use_gpu=bool(num_gpus), resources_per_worker=need.named
+            ),
+            run_config=train.RunConfig(
+                name=f"{name}-{start}",
+                storage_path=str(folder.resolve()),
+                failure_config=train.FailureConfig(
+                    max_failures=max_failures, controller_failure_limit=MAX_STARTS
+                ),
+            ),
+        )
+        failed = _ran(trainer)
+        if failed is None:
+            return
+        if not _died_early(failed) or start == max_failures:
+            raise GroupFailed(_words(failed)) from failed
+
+
+def _ran(trainer: TorchTrainer) -> BaseException | None:
+    """Run beside the main thread and return what it raised."""
     failed: list[BaseException] = []
     thread = threading.Thread(target=_fit, args=(trainer, failed), name="trainer", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(POLL_S)
         raylet.check()
-    if failed:
-        raise GroupFailed(_words(failed[0])) from failed[0]
+    return failed[0] if failed else None
 
 
 def _fit(trainer: TorchTrainer, failed: list[BaseException]) -> None:
@@ -99,6 +120,48 @@ def _fit(trainer: TorchTrainer, failed: list[BaseException]) -> None:
         failed.append(error)
 
 
+def _died_early(error: BaseException) -> bool:
+    """Return whether a process died where Ray does not start the group again: its controller, or a worker that was new."""
+    inner = getattr(error, "controller_failure", error)
+    return isinstance(inner, (*DEAD, OutOfMemoryError))
+
+
 def _words(error: BaseException) -> str:
+    """Return what ended the group in one line: memory before death, death before what the others made of it."""
+    found = list(_causes(error))
+    short = next((e for e in found if isinstance(e, OutOfMemoryError)), None)
+    if short is not None:
+        used = USED.search(str(short))
+        return (
+            f"a machine's memory ran out{f' ({used[1]})' if used else ''} and Ray ended a worker; "
+            "next: fewer or smaller workers, then the same command continues"
+        )
+    told = [
+        e for e in found if not type(e).__module__.startswith("ray.train")
+    ]  # what the wrappers hold
+    own = [e for e in told if not isinstance(e, DEAD) and not LEFT_ALONE.search(str(e))]
+    if not own and any(isinstance(e, DEAD) for e in found):
+        return (
+            "a worker has died: it was killed, has crashed, or its machine was short of memory; "
+            "next: look at that machine, then the same command continues"
+        )
+    return _line((own or told or found)[0])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what Ray has wrapped in it, worker by worker."""
+    yield error
+    inner = [
+        getattr(error, name, None)
+        for name in ("controller_failure", "health_check_failure", "cause")
+    ]
+    inner += getattr(error, "worker_failures", {}).values()
+    for one in inner or [error.__cause__]:
+        if isinstance(one, BaseException):
+            yield from _causes(one)
+
+
+def _line(error: BaseException) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {lines[0].strip()}" if lines else name

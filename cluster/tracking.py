@@ -42,11 +42,16 @@ def embedded_uri(folder: Path) -> str:
     return f"sqlite:///{folder.resolve()}/mlflow.db"
 
 
+def spool_of(folder: Path, uri: str) -> Path:
+    """Return where records on their way to one store wait: what one store lacks, another would refuse, and it were lost."""
+    return folder / hashlib.sha256(without_secrets(uri).encode()).hexdigest()[:12]
+
+
 class Tracker:
     """Starts runs in the store at `uri`; never raises for a store that is away, says so once through `warn`."""
 
     def __init__(self, uri: str, spool: Path, warn: Warn = lambda _text: None) -> None:
-        self._uri, self._folder, self._warn = uri, spool, warn
+        self._uri, self._folder, self._warn = uri, spool_of(spool, uri), warn
         self._store: _Store | None = None
         self._runs: list[Run] = []
         self._warned = False
@@ -96,9 +101,8 @@ class Tracker:
     def _warn_once(self, error: BaseException) -> None:
         if not self._warned:
             self._warned = True
-            lines = without_secrets(str(error)).strip().splitlines() or [type(error).__name__]
             self._warn(
-                f"the tracking store {without_secrets(self._uri)} does not answer ({lines[0][:200]}); "
+                f"the tracking store {without_secrets(self._uri)} does not answer ({_reason(error)}); "
                 f"records are kept in {self._folder} and sent when it does"
             )
 
@@ -158,6 +162,9 @@ class _Store:
             # The first question opens the store, and makes its tables.
             self._client.search_experiments(max_results=1)
         self._seen: dict[tuple[str, str], set[tuple[int, float]]] = {}
+        self._unsure: set[str] = (
+            set()
+        )  # runs of which a request failed: the store is asked what it has
 
     def open(self, opening: Record, run_id: str) -> str:
         """Return the run of that id, or with that local id, set running again; a new one when there is none."""
@@ -224,6 +231,16 @@ class _Store:
         """Nothing to write: the run was made when it was opened."""
 
     def _metrics(self, run_id: str, records: Sequence[Record], *, again: bool) -> None:
+        try:
+            self._new_metrics(run_id, records, again=again or run_id in self._unsure)
+        except Exception:
+            # What was counted as seen may never have come, or come although no answer did.
+            for key in [key for key in self._seen if key[0] == run_id]:
+                del self._seen[key]
+            self._unsure.add(run_id)
+            raise
+
+    def _new_metrics(self, run_id: str, records: Sequence[Record], *, again: bool) -> None:
         rows = []
         for record in records:
             for name, value in record["values"].items():
@@ -284,6 +301,14 @@ def search(uri: str, experiment: str) -> Iterator[Found]:
     if path != uri and not Path(path).exists():
         return
     yield from _Store(uri).search(experiment)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first cause in one line: the libraries in between wrap it in ever longer sentences."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    lines = without_secrets(str(error)).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _artifact_uri(uri: str) -> str | None:

@@ -36,19 +36,36 @@ class Mixed:
 class Shelves:
     """Frozen views and what their clips have in common: frames a clip, frames a second (1 for stills).
 
-    `digest` is that of the view, or of the mixture; `inputs` names each view for the record.
+    `digest` is that of the view, or of the mixture; `inputs` names each view for the record, `sizes` counts its clips.
     """
 
     shelves: tuple[Shelf, ...]
     digest: str
     inputs: dict[str, str]
+    sizes: tuple[int, ...]
     frames: int
     fps: int
+
+    def crowded(self, global_batch: int) -> str:
+        """Say which dataset has fewer clips than a batch takes of it; "" when none has.
+
+        The order goes on into the next epoch, so such a batch is well defined: a clip comes again under another
+        position, with a timestep and noise of its own. It learns less than its size says, which somebody should know.
+        """
+        total = sum(shelf.weight for shelf in self.shelves)
+        for shelf, size in zip(self.shelves, self.sizes, strict=True):
+            share = global_batch * shelf.weight / total
+            if share > size:
+                return (
+                    f"a batch takes {share:g} clips of {shelf.root}, which has {size}: each step sees them "
+                    f"{share / size:.1f} times; next: a smaller global_batch, or more clips"
+                )
+        return ""
 
 
 def freeze(parts: Sequence[Mixed]) -> Shelves:
     """Freeze the selections; raises WrongInput when one is empty or their clips differ in length."""
-    shelves, rates, lengths = [], Counter[int](), {}
+    shelves, sizes, rates, lengths = [], [], Counter[int](), {}
     for part in parts:
         dataset = Dataset.open(part.dataset, part.at)
         clips = dataset.select(part.select)
@@ -59,6 +76,7 @@ def freeze(parts: Sequence[Mixed]) -> Shelves:
             )
         view = dataset.freeze_view(clips, selection=part.select)
         shelves.append(Shelf(root=dataset.root.uri, view=view.digest, weight=part.weight))
+        sizes.append(view.num_clips)
         lengths[part.dataset] = dataset.contract.frames
         counted = clips.group_by(["fps_num", "fps_den"]).aggregate([([], "count_all")])
         for row in counted.to_pylist():
@@ -71,6 +89,7 @@ def freeze(parts: Sequence[Mixed]) -> Shelves:
         shelves=tuple(shelves),
         digest=mixture_digest([shelf.view for shelf in shelves], weights),
         inputs={f"dataset{number or ''}": shelf.view for number, shelf in enumerate(shelves)},
+        sizes=tuple(sizes),
         frames=next(iter(lengths.values())),
         fps=rates.most_common(1)[0][0],
     )

@@ -16,16 +16,18 @@ from cluster.events import Board, post
 from cluster.group import GroupFailed, fit, leaving, placed
 from models import checkpoint
 from pipelines import saved, training, weights
+from pipelines.alone import alone
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import plain
 from pipelines.output import claim
 from pipelines.plan import Plan
 from pipelines.shelves import Mixed, Shelves, freeze
 from pipelines.train_config import Config as Config  # noqa: PLC0414  this verb's keys
-from pipelines.train_posts import LASTING, Taker, described
-from pipelines.train_spec import inputs_of, spec_of
+from pipelines.train_posts import Taker, described, lasting
+from pipelines.train_spec import base_of, inputs_of, spec_of
 
 VERB = "train"
+SCRATCH = "ray-train"  # what Ray Train keeps of a group while it runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,16 +61,25 @@ def plan(config: Config) -> Plan:
 def run(config: Config, *, context: Context) -> Result:
     """Train to the last step; continues from the newest checkpoint of the same recipe and inputs."""
     own = Mixed(dataset=config.dataset, at=config.at, select=config.select, weight=config.weight)
+    # all that can be wrong is found before the folder is claimed and a cluster starts
     shelves = freeze((own, *config.mix))
-    base = weights.load(config.base, "base") if config.base else None
-    inputs = shelves.inputs | inputs_of(config, base)
+    base = base_of(config)
+    spec = spec_of(config, shelves, base)
+    inputs = shelves.inputs | inputs_of(config, base, spec)
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
     whole = (weights.checkpoint_folder(config.out) / "checkpoint.json").exists()
     if claimed.finished and whole:
         return Result(**claimed.finished)
-    job = _job(config, shelves, base, claimed.digest)
+    job = _job(config, shelves, spec, claimed.digest)
     name = f"{VERB}-{config.role}"
-    with recorded(context, claimed, verb=VERB, name=name, config=config) as recorder:
+    with (
+        alone(config.out, scratch=config.out / SCRATCH) as cleared,
+        recorded(context, claimed, verb=VERB, name=name, config=config) as recorder,
+    ):
+        if cleared:
+            recorder.stage(f"cleared {cleared / 1e6:.1f} MB that a killed run left half written")
+        if crowded := shelves.crowded(config.global_batch):
+            recorder.warn(crowded)
         for name, shelf in zip(shelves.inputs, shelves.shelves, strict=True):
             recorder.run.log_dataset(name, shelf.view, shelf.root, VERB)
         context.start_cluster()
@@ -78,10 +89,7 @@ def run(config: Config, *, context: Context) -> Result:
     return result
 
 
-def _job(
-    config: Config, shelves: Shelves, base: weights.Loaded | None, identity: str
-) -> training.Job:
-    spec = spec_of(config, shelves, base)
+def _job(config: Config, shelves: Shelves, spec: weights.Spec, identity: str) -> training.Job:
     return training.Job(
         spec=spec,
         optimizer=config.optimizer,
@@ -121,22 +129,27 @@ def _absolute(path: Path | None) -> str:
 def _fit(config: Config, job: training.Job, context: Context, recorder: Recorder) -> None:
     """Run the worker group and record what it posts until it ends; GroupFailed with a worker's own words."""
     recorder.stage(f"{config.role}: starting {config.num_workers} workers")
-    folder = config.out / "ray-train"
+    folder = config.out / SCRATCH
     taker = Taker(config, recorder)
     board = Board(stop=lambda: context.stop.requested or bool(taker.failed))
-    with board.draining(taker.take):
-        fit(
-            _worker,
-            {"job": job, "board": board.handle},
-            # Ray resumes a run of the same name from its own notes; ours resumes from our checkpoints.
-            name=f"{VERB}-{config.role}-{time.time_ns()}",
-            folder=folder,
-            num_workers=config.workers,
-            max_failures=config.max_failures,
-            num_cpus=config.threads_per_worker,
-            num_gpus=config.gpus_per_worker,
-        )
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with board.draining(taker.take):
+            fit(
+                _worker,
+                {"job": job, "board": board.handle},
+                # Ray resumes a run of the same name from its own notes; ours resumes from our checkpoints.
+                name=f"{VERB}-{config.role}-{time.time_ns()}",
+                folder=folder,
+                num_workers=config.workers,
+                max_failures=config.max_failures,
+                num_cpus=config.threads_per_worker,
+                num_gpus=config.gpus_per_worker,
+            )
+    except GroupFailed as error:
+        # what a worker told of itself is better than what Ray makes of it
+        raise GroupFailed(taker.failed or str(error)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     if taker.failed:
         raise GroupFailed(taker.failed)
 
@@ -155,8 +168,9 @@ def _worker(told: Mapping[str, Any]) -> None:
         return
     try:
         training.train(told["job"], place, tell, leaving=leaving)
-    except LASTING as error:
-        tell({"event": "failed", "error": described(error)})
+    except Exception as error:
+        if lasting(error):
+            tell({"event": "failed", "error": described(error)})
         raise
 
 

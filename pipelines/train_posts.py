@@ -1,10 +1,12 @@
 """What training workers post, and what the driver makes of it: progress, metrics, warnings, the words of a failure."""
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ingest.files import StorageError
 from pipelines.context import Recorder
@@ -23,13 +25,41 @@ LASTING = (
     AttributeError,
     NotImplementedError,
 )
+# Libraries raise general errors for these: torch's CPU allocator, CUDA's and cuBLAS's a RuntimeError, safetensors its own.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+NO_SPACE = ("No space left on device", "Disk quota exceeded", "StorageFull")
 MEMORY = 'out of memory; next: a smaller form.micro_batch, form.checkpointing = true, or form.parallel = "fsdp" on more workers'
+SPACE = "the disk is full; next: free space, then the same command again continues"
+
+
+def lasting(error: BaseException) -> bool:
+    """Return whether an error would come again at another start."""
+    return isinstance(error, LASTING) or of_memory(error) or of_space(error)
+
+
+def of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, the host's or a device's."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
+def of_space(error: BaseException) -> bool:
+    """Return whether a disk, or somebody's share of it, is full."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, SafetensorError) and any(sign in str(error) for sign in NO_SPACE)
 
 
 def described(error: BaseException) -> str:
     """Return a failure in one line, with a next step where there is one."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if of_memory(error):
         return MEMORY
+    if of_space(error):
+        where = getattr(error, "filename", None)
+        return SPACE.replace("full", f"full at {where}", 1) if where else SPACE
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     told = lines[0].strip() if lines else ""
     plain = isinstance(error, (Diverged, StorageError, ValueError))

@@ -20,7 +20,7 @@ from ingest.loader import Batch, ClipStream
 from ingest.order import Cursor
 from ingest.reads import Work
 from models import checkpoint, objective
-from pipelines import showing, weights
+from pipelines import saved, showing, weights
 from pipelines.guard import Watch
 from pipelines.keeper import Keeper
 from pipelines.meters import metered
@@ -222,8 +222,11 @@ class _Run:
 
     def restore(self) -> int:
         """Load the newest whole checkpoint and return its step, 0 without one."""
+        had_some = bool(saved.steps(Path(self.job.folder)))
         found = self.keeper.newest()
         if found is None:
+            if had_some:
+                self._warn("no whole checkpoint is left: the training starts over")
             return 0
         with found:
             self.trainee.restore(found, found.meta["optimizer_groups"])

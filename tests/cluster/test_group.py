@@ -61,6 +61,24 @@ def test_a_killed_worker_restarts_the_group_and_an_error_comes_back_in_its_own_w
     assert capfd.readouterr() == ("", "")
 
 
+def die(told):
+    """Die at once, each time or the first time only."""
+    died = Path(told["folder"]) / "died"
+    if placed().rank == 1 and (told["always"] or not died.exists()):
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_as_it_starts_is_started_again_and_said_in_the_end(tmp_path):
+    # Ray starts a group anew after its first look at it only; before, the death is an error of its controller
+    told = {"folder": str(tmp_path), "always": False}
+    fit(die, told, name="once", folder=tmp_path / "ray", num_workers=2, max_failures=1)
+    assert (tmp_path / "died").exists()
+    told["always"] = True
+    with pytest.raises(GroupFailed, match=r"^a worker has died: .*; next: look at that machine"):
+        fit(die, told, name="always", folder=tmp_path / "ray", num_workers=2, max_failures=0)
+
+
 def test_a_group_that_does_not_fit_is_refused_before_it_waits(tmp_path):
     with pytest.raises(NotEnough, match=r"99 workers of 1 CPU each.*next:"):
         fit(work, {}, name="big", folder=tmp_path, num_workers=99, max_failures=0)

@@ -11,7 +11,8 @@ from mlflow.tracking import MlflowClient
 
 from cluster import recording, tracking
 from cluster.spool import Spool, flat, leftovers, without_secrets
-from cluster.tracking import Tracker, embedded_uri
+from cluster.tracking import Tracker, embedded_uri, spool_of
+from tests.cluster.served import free_port, served
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +67,7 @@ def test_a_run_is_recorded_with_all_that_was_said(store, tmp_path):
     (used,) = told.inputs.dataset_inputs
     assert {tag.key: tag.value for tag in used.tags}["kinoray.digest"] == "d" * 64
     assert client(store).get_run(parent.id).info.status == "KILLED"
-    assert list((tmp_path / "spool").iterdir()) == []
+    assert list(spool_of(tmp_path / "spool", store).iterdir()) == []
 
 
 def test_a_run_taken_up_again_goes_on_and_repeats_nothing(store, tmp_path):
@@ -103,7 +104,10 @@ def test_a_store_that_is_away_costs_a_warning_and_nothing_else(tmp_path):
     assert run.id.startswith("local-")
     assert len(warnings) == 1
     assert "does not answer" in warnings[0]
-    assert len((tmp_path / "spool" / f"{run.id}.jsonl").read_text().splitlines()) == 103
+    assert len(warnings[0].splitlines()) == 1
+    assert (
+        len((spool_of(tmp_path / "spool", uri) / f"{run.id}.jsonl").read_text().splitlines()) == 103
+    )
 
 
 def test_a_server_that_is_away_holds_nobody_up(tmp_path):
@@ -113,11 +117,12 @@ def test_a_server_that_is_away_holds_nobody_up(tmp_path):
     run.end("FINISHED")
     assert time.monotonic() - started_s < 20
     assert len(warnings) == 1
+    assert "does not answer ([Errno 111] Connection refused)" in warnings[0]
     assert "word" not in warnings[0]
 
 
 def test_what_was_kept_is_sent_once_when_the_store_is_back(store, tmp_path):
-    spool = tmp_path / "spool"
+    spool = spool_of(tmp_path / "spool", store)
     lost = Spool(spool, "local-12ab")
     told = {"name": "train", "experiment": "kinoray", "parent_id": ""}
     lost.append({"do": "start", "time_ms": 1_000_000, **told})
@@ -131,7 +136,7 @@ def test_what_was_kept_is_sent_once_when_the_store_is_back(store, tmp_path):
     lost._file.close()
 
     for _ in range(2):
-        tracker = Tracker(store, spool=spool)
+        tracker = Tracker(store, spool=tmp_path / "spool")
         other = tracker.start("other", experiment="kinoray")
         eventually(lambda: not (spool / "local-12ab.jsonl").exists())
         other.end("FINISHED")
@@ -143,6 +148,42 @@ def test_what_was_kept_is_sent_once_when_the_store_is_back(store, tmp_path):
         assert len(client(store).get_metric_history(run.info.run_id, "loss")) == 5
         # A second sending, as after a kill before the confirmation.
         (spool / "local-12ab.jsonl").write_text(copy)
+
+
+def test_a_server_that_dies_and_comes_back_has_every_number_once(tmp_path):
+    port, warnings = free_port(), []
+    with served(tmp_path, port) as uri:
+        run = Tracker(uri, spool=tmp_path / "spool", warn=warnings.append).start(
+            "train", experiment="kinoray"
+        )
+        run.log_metrics({"loss": 0.0}, 0)
+        eventually(lambda: not run.spool.waiting())
+    for step in range(1, 40):
+        run.log_metrics({"loss": float(step)}, step)
+    eventually(lambda: warnings)  # a request has failed
+    assert len(run.spool.waiting()) == 39
+    with served(tmp_path, port):
+        run.log_metrics({"loss": 40.0}, 40)
+        run.end("FINISHED")
+        history = client(uri).get_metric_history(run.id, "loss")
+        assert [(m.step, m.value) for m in history] == [(i, float(i)) for i in range(41)]
+        assert client(uri).get_run(run.id).info.status == "FINISHED"
+    assert len(warnings) == 1
+
+
+def test_what_waits_for_one_store_is_not_sent_to_another(store, tmp_path):
+    away = "http://127.0.0.1:9"
+    lost = Spool(spool_of(tmp_path, away), "0123456789abcdef")  # a run that the other store knows
+    lost.append({"do": "metrics", "time_ms": 1, "step": 1, "values": {"loss": 1.0}})
+    lost.close()
+    warnings = []
+    Tracker(store, spool=tmp_path, warn=warnings.append).start("t", experiment="kinoray").end(
+        "FINISHED"
+    )
+    (left,) = leftovers(spool_of(tmp_path, away))
+    assert [record["do"] for record in left.waiting()] == ["metrics"]
+    left.close()
+    assert warnings == []
 
 
 def test_a_refusal_is_told_and_does_not_hold_up_the_rest(store, tmp_path):

@@ -52,7 +52,7 @@ def test_a_public_image_model_is_a_base_by_its_own_shape_and_schedule(shelves, p
     assert spec.schedule == Schedule(prediction="epsilon", zero_terminal_snr=False)
     assert weights.Spec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     wanted = checkpoint.state_digest(tiny_unet.unet("deepfloyd-1").state_dict())
-    assert inputs_of(made, None) == {"image": wanted}
+    assert inputs_of(made, None, spec) == {"image": wanted}
     other = replace(made, schedule=Schedule(name="linear"))
     assert spec_of(other, shelves, None).schedule == Schedule(name="linear")
 
@@ -75,7 +75,7 @@ def test_no_step_publishes_the_public_weights_as_they_are(tiny, tmp_path, shelve
     assert weights.video_model(found, trained).config.known
 
 
-def test_a_training_begins_with_the_weights_of_another(tiny, tmp_path):
+def test_a_training_begins_with_the_weights_of_another(tiny, tmp_path, shelves):
     training.train(job(tiny, tmp_path / "first", "base", steps=2), ALONE, Posts())
     first = weights.load(tmp_path / "first", "base")
     from_it, from_seed = Posts(), Posts()
@@ -86,9 +86,10 @@ def test_a_training_begins_with_the_weights_of_another(tiny, tmp_path):
     assert ends[0] == checkpoint.load(tmp_path / "first" / "checkpoint").meta["loss_last"]
     assert ends[1] != ends[0]
     made = config(role="base", model=NETWORK, start=tmp_path / "first")
-    assert inputs_of(made, None) == {"start": first.digest}
+    assert inputs_of(made, None, spec_of(made, shelves, None)) == {"start": first.digest}
+    other = config(role="ssr", ssr=ssr.Config(), start=tmp_path / "first")
     with pytest.raises(WrongInput, match="holds a base checkpoint where a ssr one is needed"):
-        inputs_of(config(role="ssr", ssr=ssr.Config(), start=tmp_path / "first"), None)
+        inputs_of(other, None, spec_of(other, shelves, None))
 
 
 def test_what_does_not_fit_is_refused_by_name(shelves, tmp_path):

@@ -1,0 +1,54 @@
+"""One run at a time in a training's folder, and nothing in it that a killed one left half written.
+
+A lock tells, not a process id: ids are reused, and differ between machines that share the folder. Whoever holds it
+knows that everything with a temporary name belongs to nobody.
+"""
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ingest.files import TEMPORARY
+from pipelines import saved
+from pipelines.output import WrongInput
+
+
+@contextlib.contextmanager
+def alone(folder: Path, *, scratch: Path) -> Iterator[int]:
+    """Hold a claimed folder for the time of a with block; give the bytes that were cleared away.
+
+    What is cleared: files and checkpoints that were being written, checkpoints without an index, `scratch`. Raises WrongInput
+    when another run holds the folder. Where the file system has no locks nothing is held, and nothing cleared.
+    """
+    with (folder / "recipe.json").open(
+        "r+b"
+    ) as lock:  # the kernel gives it up, however this process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WrongInput(
+                f"{folder}: another run is training in it; next: wait for its end, or choose another folder with out=..."
+            ) from None
+        except OSError:
+            yield 0
+            return
+        yield sum(_removed(path) for path in [*_abandoned(folder), scratch])
+
+
+def _abandoned(folder: Path) -> list[Path]:
+    whole = {saved.folder_of(folder, step) for step in saved.steps(folder)}
+    half = {path for path in folder.glob("checkpoints/step-*") if path not in whole}
+    return sorted({*folder.rglob(f".*{TEMPORARY}*"), *half})
+
+
+def _removed(path: Path) -> int:
+    """Remove a file or folder and return the bytes that it had."""
+    if not path.is_dir():
+        size = path.stat().st_size if path.exists() else 0
+        path.unlink(missing_ok=True)
+        return size
+    size = sum(inner.lstat().st_size for inner in path.rglob("*") if inner.is_file())
+    shutil.rmtree(path, ignore_errors=True)
+    return size
