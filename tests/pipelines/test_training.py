@@ -218,7 +218,7 @@ def test_a_full_disk_ends_it_with_a_clear_line_and_the_checkpoint_before_stays(
     monkeypatch.setattr(pieces, "save_file", full)
     with pytest.raises(StorageError, match=r"No space left on device: '.*/params-00000") as error:
         training.train(job(tiny, tmp_path, "base"), ALONE, posts)
-    assert described(error.value).startswith("[Errno 28] No space left on device: '/")
+    assert described(error.value).startswith("the disk is full at /")
     assert saved.steps(tmp_path) == [2]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
     monkeypatch.undo()
