@@ -53,7 +53,7 @@ def placed() -> Place:
 
 
 def leaving() -> bool:
-    """Return whether this group was told that one of its machines will be taken away."""
+    """Return whether this group was told that one of its machines will be taken away; a barrier: every worker must ask."""
     return train.get_preemption_info() is not None
 
 

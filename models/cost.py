@@ -58,8 +58,8 @@ def temporal_parameters(config: stunet.Config) -> Parameters:
         known=known if config.known else 0,
         text=_text(config.text_dim, embed),
         film=sum(2 * c * (embed + 1) for c in convs + attns),
-        # three biases and two norms; qkv, output and two perceptron biases and two norms; one bias
-        rest=7 * sum(convs) + 13 * sum(attns) + sum(resamplers),
+        # two biases and a norm; qkv, output and two perceptron biases and two norms; one bias
+        rest=4 * sum(convs) + 13 * sum(attns) + sum(resamplers),
     )
 
 

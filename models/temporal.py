@@ -30,14 +30,6 @@ def from_time(x_BCTS: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return rows.permute(0, 3, 1, 2)
 
 
-def group_norm(h_FCHW: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
-    """Normalise in fp32 whatever the type of the features is."""
-    y = functional.group_norm(
-        h_FCHW.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps
-    )
-    return y.to(h_FCHW.dtype)
-
-
 def layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
     """Normalise in fp32 whatever the type of the features is."""
     y = functional.layer_norm(
@@ -46,13 +38,32 @@ def layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
     return y.to(x.dtype)
 
 
-def pointwise(h_FCHW: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
-    """Return a 1x1 convolution as the matrix product that it is: channels lie innermost here.
+def filmed(
+    h_FCHW: torch.Tensor, norm: nn.GroupNorm, film: tuple[torch.Tensor, torch.Tensor], frames: int
+) -> torch.Tensor:
+    """Return the norm of h in fp32, scaled and shifted by each video's (scale, shift), each (B, C).
+
+    A video's scale and shift go into the norm's own: the features are passed over once, not twice.
+    """
+    scale_BC, shift_BC = (a.float() for a in film)
+    weight_BC = norm.weight.float() * scale_BC
+    bias_BC = norm.bias.float() * scale_BC + shift_BC
+    videos = [
+        functional.group_norm(video.float(), norm.num_groups, weight, bias, norm.eps)
+        for video, weight, bias in zip(h_FCHW.split(frames), weight_BC, bias_BC, strict=True)
+    ]
+    return (videos[0] if len(videos) == 1 else torch.cat(videos)).to(h_FCHW.dtype)
+
+
+def plus_pointwise(h_FCHW: torch.Tensor, y_FCHW: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """Return h + a 1x1 convolution of y without bias, as the one matrix product that it is: channels lie innermost.
 
     As a convolution it takes torch's slow path on one CPU thread below 16 frames.
     """
-    rows = functional.linear(h_FCHW.permute(0, 2, 3, 1), conv.weight[:, :, 0, 0], conv.bias)
-    return rows.permute(0, 3, 1, 2)
+    rows = [a.permute(0, 2, 3, 1) for a in (h_FCHW, y_FCHW)]
+    flat = [a.reshape(-1, a.shape[-1]) for a in rows]
+    out = torch.addmm(flat[0], flat[1], conv.weight[:, :, 0, 0].t())
+    return out.reshape(rows[0].shape).permute(0, 3, 1, 2)
 
 
 class Film(nn.Module):
@@ -99,28 +110,27 @@ class TextIn(nn.Module):
 
 
 class ConvInflate(nn.Module):
-    """Factorised space-time convolution: h + W_out silu(Conv1d silu(film GN Conv2d silu(GN h)))."""
+    """Factorised space-time convolution: h + W_out silu(Conv1d silu(film GN Conv2d h)).
+
+    A 2D and a 1D convolution, each with its non-linearity. There is no norm before the first: the one behind it makes the
+    block indifferent to how large h is, and beside convolutions this narrow each pass over the features is dear.
+    """
 
     def __init__(self, channels: int, *, embed_dim: int, groups: int) -> None:
         super().__init__()
-        self.norm_in = nn.GroupNorm(groups, channels)
         self.space = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm_mid = nn.GroupNorm(groups, channels)
+        self.norm = nn.GroupNorm(groups, channels)
         self.film = Film(embed_dim, channels)
         self.time = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1, bias=False)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]  # bias=True above
 
     def forward(self, h_FCHW: torch.Tensor, e_BD: torch.Tensor, frames: int) -> torch.Tensor:
         """Return features of the same shape; F = B * frames."""
         height, width = h_FCHW.shape[-2:]
-        y = self.space(functional.silu(group_norm(h_FCHW, self.norm_in)))
-        y = group_norm(y, self.norm_mid)
-        scale, shift = (a.repeat_interleave(frames, 0)[:, :, None, None] for a in self.film(e_BD))
-        y = functional.silu(torch.addcmul(shift, y, scale))
+        y = functional.silu(filmed(self.space(h_FCHW), self.norm, self.film(e_BD), frames))
         y = functional.silu(from_time(self.time(to_time(y, frames)), height, width))
-        return h_FCHW + pointwise(y, self.out)
+        return plus_pointwise(h_FCHW, y, self.out)
 
 
 class AttnInflate(nn.Module):
@@ -181,7 +191,10 @@ class TUp(nn.Module):
 
     def forward(self, h_FCHW: torch.Tensor, frames: int) -> torch.Tensor:
         """Return (B * frames * factor, C, H, W)."""
-        doubled = to_time(h_FCHW.repeat_interleave(self.factor, 0), frames * self.factor)
+        # repeated where channels lie innermost; repeat_interleave would lay them outermost, and that costs two more copies
+        rows_FHWC = h_FCHW.permute(0, 2, 3, 1).unsqueeze(1)
+        again = rows_FHWC.expand(-1, self.factor, -1, -1, -1).flatten(0, 1).permute(0, 3, 1, 2)
+        doubled = to_time(again, frames * self.factor)
         return from_time(self.conv(doubled), *h_FCHW.shape[-2:])
 
 

@@ -1,25 +1,22 @@
 """The checkpoints of a training in progress: written beside the steps, whole or not at all, the newest whole one found again.
 
-A checkpoint is written under a temporary name and renamed, by a thread, from copies: a step waits only for the copies and,
-where writing is slower than training, for the writer before. Rank 0 writes and chooses; the others are told.
+Every worker copies and writes its own pieces (pipelines/pieces.py): a step waits only for the copies and, where writing is
+slower than training, for the writer before. Rank 0 chooses what to go on from; all check it together.
 """
 
-import threading
+import json
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from cluster.group import Place
-from ingest.files import atomic_folder
-from models import checkpoint
-from pipelines import saved
-from pipelines.trainee import Groups
-
-GROUPS = ("params", "ema", "optimizer")
+from ingest.files import StorageError
+from pipelines import pieces, said, saved
+from pipelines.pieces_read import Kept
+from pipelines.writing import Writing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +33,10 @@ class Retention:
 
 
 class Keeper:
-    """Writes and finds the checkpoints in a training's folder; errors of the writer are raised at the next call."""
+    """Writes and finds the checkpoints in a training's folder; errors of any writer are raised everywhere at the next call.
+
+    Every worker must make each call at once, the first one included.
+    """
 
     def __init__(
         self,
@@ -49,83 +49,110 @@ class Keeper:
     ) -> None:
         self._folder, self._identity, self._retention = folder, identity, retention
         self._place, self._warn = place, warn
-        self._writer: threading.Thread | None = None
-        self._failed: BaseException | None = None
+        self._writing: Writing | None = None
+        if place.rank == 0:
+            saved.tidy(folder)
+        # nobody writes before hearing this, and by then what dead attempts left is gone
+        self._attempt = said.by_first(secrets.token_hex(8), place)
 
-    def newest(self, *, every: int = 1) -> checkpoint.Checkpoint | None:
+    def newest(self, *, every: int = 1) -> Kept | None:
         """Return the newest whole checkpoint whose step divides by `every`, the same on every worker.
 
-        Damaged ones are passed over with a warning; ValueError when it belongs to another recipe.
+        Damaged ones are passed over with a warning; ValueError when it belongs to another recipe or version.
         """
         self.wait()
-        chosen = self._chosen(every) if self._place.rank == 0 else None
-        if self._place.world_size > 1:
-            told = [chosen]
-            dist.broadcast_object_list(told)
-            chosen = told[0]
-        if chosen is None:
-            return None
-        found = checkpoint.load(saved.folder_of(self._folder, chosen), groups=GROUPS)
-        if found.meta["identity"] != self._identity:
-            raise ValueError(f"{self._folder}: its checkpoints belong to another recipe")
-        return found
-
-    def _chosen(self, every: int) -> int | None:
-        for step in reversed(saved.steps(self._folder)):
-            if step % every:
-                continue
-            try:
-                checkpoint.load(saved.folder_of(self._folder, step), groups=GROUPS)
-            except (ValueError, OSError) as error:
-                self._warn(f"checkpoint of step {step} is damaged and was passed over: {error}")
-                saved.discard(self._folder, step)
-                continue
-            return step
+        first = self._place.rank == 0
+        steps = json.loads(self._heard(saved.steps(self._folder) if first else None))
+        for step in reversed(steps):
+            if step % every == 0 and (found := self._whole(step)) is not None:
+                return found
         return None
+
+    def _whole(self, step: int) -> Kept | None:
+        folder, first = saved.folder_of(self._folder, step), self._place.rank == 0
+        verdict, told = json.loads(self._heard(_looked_at(folder) if first else None))
+        if verdict == "refused":
+            raise ValueError(told)
+        if verdict == "whole":
+            if told["meta"]["identity"] != self._identity:
+                raise ValueError(f"{self._folder}: its checkpoints belong to another recipe")
+            bad = self._bad(folder, told)
+            if not bad:
+                return Kept(folder, told)
+            told = f"{folder / bad[0]} is missing or damaged: its sha256 is not the one recorded"
+        if first:
+            self._warn(f"checkpoint of step {step} is damaged and was passed over: {told}")
+            saved.discard(self._folder, step)
+        return None
+
+    def _bad(self, folder: Path, index: Mapping[str, Any]) -> list[str]:
+        """Return the damaged files, checked by all workers together; the first one's word on each is the last."""
+        own = "\n".join(pieces.damaged(folder, index, self._place))
+        names = "\n".join(filter(None, said.by_all(own, self._place))).split()
+        if not names:
+            return []
+        again = [n for n in names if not pieces.sound(folder, index, n)] if self._place.rank == 0 else None  # fmt: skip
+        bad = json.loads(self._heard(again))
+        if not bad:  # so nothing is thrown away because one machine cannot read it
+            told = "whole for the first worker and not for another; next: an out= on storage that all workers share"
+            raise StorageError(5, told, str(folder / names[0]))
+        return bad
+
+    def _heard(self, value: object) -> str:
+        return said.by_first(json.dumps(value), self._place)
 
     def save(
         self,
         step: int,
-        groups: Groups,
+        groups: pieces.Groups,
         *,
         role: str,
         spec: Mapping[str, Any],
         parents: Mapping[str, str],
         meta: Mapping[str, Any],
     ) -> float:
-        """Begin to write a checkpoint (rank 0) and return the seconds that the writer before was waited for."""
+        """Copy this worker's pieces, begin to write them, and return the seconds that the writer before was waited for.
+
+        What the index holds besides is rank 0's.
+        """
         started_s = time.monotonic()
         self.wait()
         waited_s = time.monotonic() - started_s
-        if self._place.rank != 0:
-            return waited_s
-        told = {
-            "role": role,
-            "spec": spec,
-            "tensors": groups,
-            "parents": parents,
-            "meta": {"identity": self._identity, "step": step, **meta},
-        }
-        self._writer = threading.Thread(target=self._write, args=(step, told), name="checkpoint")
-        self._writer.start()
+        path = saved.folder_of(self._folder, step)
+        self._writing = Writing(
+            saved.unfinished(path, self._attempt),
+            path,
+            own=pieces.cut(groups, self._place),
+            told={
+                "role": role,
+                "spec": dict(spec),
+                "parents": dict(parents),
+                "meta": {"identity": self._identity, "step": step, **meta},
+            },
+            place=self._place,
+            then=self._forget,
+        )
         return waited_s
 
-    def wait(self) -> None:
-        """Wait until the last checkpoint is whole; raises what its writer raised."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-        if self._failed is not None:
-            failed, self._failed = self._failed, None
-            raise failed
+    @property
+    def idle(self) -> bool:
+        """Whether no checkpoint is being written."""
+        return self._writing is None or not self._writing.busy
 
-    def _write(self, step: int, told: Mapping[str, Any]) -> None:
-        try:
-            path = saved.folder_of(self._folder, step)
-            if (path / "checkpoint.json").exists():
-                return  # a continuation came by here before; the same bits
-            with atomic_folder(path) as part:
-                checkpoint.save(part, **told)
-            saved.forget(self._folder, keep=self._retention.newest, every=self._retention.every)
-        except BaseException as error:  # noqa: BLE001  raised again in the training's own thread
-            self._failed = error
+    def wait(self) -> None:
+        """Wait until the last checkpoint is whole; raises what any worker's writer raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.wait()
+
+    def _forget(self) -> None:
+        saved.forget(self._folder, keep=self._retention.newest, every=self._retention.every)
+
+
+def _looked_at(folder: Path) -> tuple[str, Any]:
+    try:
+        return "whole", pieces.read_index(folder)
+    except pieces.OtherVersion as error:
+        return "refused", str(error)
+    except (ValueError, OSError) as error:
+        return "damaged", str(error)

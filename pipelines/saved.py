@@ -4,6 +4,8 @@ import contextlib
 import shutil
 from pathlib import Path
 
+from ingest.files import TEMPORARY
+
 
 def steps(folder: Path) -> list[int]:
     """Return the steps of the whole checkpoints in a training's folder, ascending."""
@@ -28,3 +30,17 @@ def discard(folder: Path, step: int) -> None:
 def folder_of(folder: Path, step: int) -> Path:
     """Return where the checkpoint of a step is kept."""
     return folder / "checkpoints" / f"step-{step:07d}"
+
+
+def unfinished(path: Path, attempt: str) -> Path:
+    """Return where all workers of an attempt write what becomes the checkpoint `path`."""
+    return path.with_name(f".{path.name}{TEMPORARY}{attempt}")
+
+
+def tidy(folder: Path) -> None:
+    """Remove what attempts that are dead left half written or half discarded."""
+    for left in (folder / "checkpoints").glob(f".step-*{TEMPORARY}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in (folder / "checkpoints").glob("step-[0-9]*"):
+        if not (left / "checkpoint.json").exists():
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,22 +1,22 @@
 """The network in training on one worker: precision, accumulation, data-parallel forms, its optimizer and its average.
 
 DDP copies the network to every worker; FSDP2 shards parameters, gradients, optimizer and average over them, block by
-block as they are called. What a checkpoint holds is the same for both: whole tensors by their plain names, gathered on
-rank 0, so that a training may go on in the other form or on another number of workers.
+block as they are called. What a checkpoint holds is the same for both: tensors by their plain names, in pieces of rows, so
+that a training may go on in the other form or on another number of workers.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.group import Place
@@ -24,9 +24,10 @@ from models import checkpoint, image_unet, objective, stunet
 from models.ema import EMA
 from pipelines import weights
 from pipelines.optimizer import Optimizer
+from pipelines.pieces import Groups
+from pipelines.pieces_read import Kept
 
 TEMPORAL = "motion."  # how the names of temporal modules begin
-Groups = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,32 +152,30 @@ class Trainee:
             return objective.probe(self.objective, self.model, clips)
 
     def groups(self) -> tuple[Groups, list[Any]]:
-        """Return whole tensors on the CPU, copied, and the optimizer's groups; every worker must call it.
-
-        Under FSDP only rank 0 keeps what it gathers; the others return empty groups.
-        """
+        """Return what a checkpoint holds, as it lies on this worker (no copies), and the optimizer's groups."""
         tensors, settings = checkpoint.pack_optimizer(self.optimizer)
         own = {
             "params": dict(self.parameters),
             "ema": self.ema.state_dict(),
             "optimizer": tensors,
         }
-        return {name: self._gathered(state) for name, state in own.items()}, settings
+        return own, settings
 
-    def restore(self, groups: Groups, settings: list[Any]) -> None:
-        """Continue from `groups`."""
-        for name, parameter in self.parameters.items():
-            with torch.no_grad():
-                parameter.copy_(shared(groups["params"][name], parameter))
+    def restore(self, kept: Kept, settings: list[Any]) -> None:
+        """Continue from a checkpoint; each worker reads its own rows."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(kept.like("params", name, parameter))
         average = self.ema.average
         self.ema.load_state_dict(
-            {n: shared(t, average[n]) if n in average else t for n, t in groups["ema"].items()}
+            {name: kept.like("ema", name, average.get(name)) for name in kept.names("ema")}
         )
         parameters = list(self.parameters.values())
-        tensors = {
-            name: t if t.ndim == 0 else shared(t, parameters[int(name.split(".")[0])])
-            for name, t in groups["optimizer"].items()
-        }
+        tensors = {}
+        for name in kept.names("optimizer"):
+            number = int(name.split(".")[0])
+            like = parameters[number] if kept.shape("optimizer", name) else None
+            tensors[name] = kept.like("optimizer", name, like)
         checkpoint.unpack_optimizer(self.optimizer, tensors, settings)
 
     def published(self) -> dict[str, torch.Tensor]:
@@ -185,6 +184,7 @@ class Trainee:
             return self._gathered(weights.role_state(self.model, self.spec.role))
 
     def _gathered(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return whole tensors on the CPU, copied, on rank 0, which writes them; under FSDP one is gathered at a time."""
         kept = {}
         for name, tensor in state.items():
             full = whole(tensor)
@@ -218,14 +218,6 @@ class Trainee:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a sharded tensor gathered, any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def shared(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return a whole tensor sharded, or placed, as `like` is."""
-    moved = tensor.to(like.device)
-    if not isinstance(like, DTensor):
-        return moved
-    return distribute_tensor(moved, like.device_mesh, cast("Any", like.placements))
 
 
 def start_from(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from cluster.group import Place
 from ingest.augment import Frames
@@ -25,6 +24,7 @@ from pipelines import saved, showing, weights
 from pipelines.guard import Watch
 from pipelines.keeper import Keeper
 from pipelines.meters import metered
+from pipelines.notices import Notices
 from pipelines.shelves import parts_of, substituted
 from pipelines.trainee import Trainee, start_from
 from pipelines.training_job import Job as Job  # noqa: PLC0414  what `train` is told
@@ -43,7 +43,7 @@ def train(
     """Train from the newest checkpoint, or from the start, to the last step.
 
     Rank 0 posts each step and hears whether a stop was asked for; stopping saves first, and so does a machine that is
-    `leaving`. Raises Diverged when the guard gives up.
+    `leaving`, which every worker must ask alike. Raises Diverged when the guard gives up.
     """
     torch.set_num_threads(job.threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=place.device.type != "cpu")
@@ -52,12 +52,16 @@ def train(
     with run.stream() as stream:
         if done == 0:
             run.loss_first = run.loss_last = run.probe(0, averaged=False)
+        notices = Notices(place, leaving)
         for step in range(done, job.steps):
-            stop = run.take(stream, step)
-            last, gone = step + 1 == job.steps, run.agreed(leaving())
+            asked, known = run.take(stream, step), notices.leaves
+            stop, idle = notices.after(asked=asked, idle=run.keeper.idle)
+            last, gone = step + 1 == job.steps, notices.leaves and (idle or not known)
             if last or stop or gone or (step + 1) % job.checkpoint_every == 0:
                 run.save(step + 1)
-            if gone:  # whole before the machine is taken away
+            if (
+                gone and not known
+            ):  # whole before the machine is taken away; until then as often as they can be written
                 run.keeper.wait()
             if last or (job.probe_every and (step + 1) % job.probe_every == 0):
                 run.loss_last = run.probe(step + 1, averaged=True)
@@ -139,7 +143,7 @@ class _Run:
         )
 
     def take(self, stream: ClipStream, step: int) -> bool:
-        """Take one step on the global batch, tell its numbers, and return whether to stop."""
+        """Take one step on the global batch, tell its numbers, and return whether rank 0 was asked to stop."""
         job = self.job
         started_s = time.monotonic()
         batch = next(stream)
@@ -164,8 +168,7 @@ class _Run:
                 clips=job.global_batch, wall_s=wall_s, workers=self.place.world_size
             ),
         }
-        asked = self.place.rank == 0 and self._post({"event": "step", "step": step + 1, **numbers})
-        return self.agreed(asked)
+        return self.place.rank == 0 and self._post({"event": "step", "step": step + 1, **numbers})
 
     def _follow(self, verdict: str, rate: float, step: int, *, loss: float, norm: float) -> None:
         """Do what the guard says."""
@@ -186,7 +189,8 @@ class _Run:
         if found is None:
             self.trainee = self._fresh()
         else:
-            self.trainee.restore(found.tensors, found.meta["optimizer_groups"])
+            with found:
+                self.trainee.restore(found, found.meta["optimizer_groups"])
         back_to = found.meta["step"] if found else 0
         self._warn(f"{told}: weights went back to step {back_to}, the data goes on")
 
@@ -224,7 +228,8 @@ class _Run:
             if had_some:
                 self._warn("no whole checkpoint is left: the training starts over")
             return 0
-        self.trainee.restore(found.tensors, found.meta["optimizer_groups"])
+        with found:
+            self.trainee.restore(found, found.meta["optimizer_groups"])
         self.watch = Watch(self.job.guard, found.meta["watch"])
         self.cursor = found.meta["cursor"]
         self.loss_first = found.meta["loss_first"]
@@ -273,14 +278,6 @@ class _Run:
                     "loss_last": self.loss_last,
                 },
             )
-
-    def agreed(self, wish: bool) -> bool:  # noqa: FBT001  the flag is the datum
-        """Return whether any worker has this wish; every worker must ask."""
-        if self.place.world_size == 1:
-            return wish
-        total = torch.tensor(float(wish), device=self.place.device)
-        dist.all_reduce(total)
-        return float(total) > 0
 
     def _warn(self, text: str) -> None:
         if self.place.rank == 0:

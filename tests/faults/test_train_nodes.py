@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -20,8 +21,10 @@ from tests.pipelines.conftest import CHECKOUT
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(1800)]
 
-# The head and one more node, one CPU each; a line on standard input kills that one (with -9) or adds another.
+# The head and one more node, one CPU each; a line on standard input kills that one (with -9), says that it will be
+# taken away in 40 s, or adds another.
 NODES = """
+import subprocess
 import sys
 from ray.cluster_utils import Cluster
 
@@ -33,6 +36,10 @@ print(cluster.address, flush=True)
 for line in sys.stdin:
     if line.strip() == "kill":
         cluster.remove_node(node, allow_graceful=False)
+    elif line.strip() == "drain":
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address,
+            "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+            "--deadline-remaining-seconds", "40"], check=True, stdout=subprocess.DEVNULL)
     elif line.strip() == "add":
         node = cluster.add_node(num_cpus=1, object_store_memory=store)
     print("done", flush=True)
@@ -102,16 +109,10 @@ def nodes(folder: Path) -> Iterator[Nodes]:
 
 
 def started(
-    folder: Path, name: str, cluster: Nodes, tiny, *, least: int
+    folder: Path, name: str, cluster: Nodes, tiny, **keys: int
 ) -> "subprocess.Popen[bytes]":
     recipe = folder / f"{name}.toml"
-    told = {
-        "dataset": tiny.root,
-        "out": folder / name,
-        "steps": STEPS,
-        "least": least,
-        "every": EVERY,
-    }
+    told = {"dataset": tiny.root, "out": folder / name, "steps": STEPS, "every": EVERY, **keys}
     recipe.write_text(RECIPE.format(**told))
     words = ["train", str(recipe), "--address", cluster.address]
     log = (folder / f"{name}.log").open("w")
@@ -161,3 +162,33 @@ def test_a_lost_node_costs_no_more_than_the_steps_since_the_last_checkpoint(tiny
     assert losses == pytest.approx({s["step"]: s["loss"] for s in whole}, rel=1e-3)
     metas = [checkpoint.load(tmp_path / name / "checkpoint", groups=()).meta for name in ("calm", "out")]  # fmt: skip
     assert metas[0]["loss_last"] == pytest.approx(metas[1]["loss_last"], rel=1e-2)
+
+
+def test_a_node_that_will_be_taken_away_is_saved_from_before_it_goes(tiny, tmp_path):
+    many = 100_000  # it is stopped long before, and saves nothing by itself
+    with nodes(tmp_path) as cluster:
+        run = started(tmp_path, "out", cluster, tiny, least=1, steps=many, every=many)
+        log = tmp_path / "out" / "events.jsonl"
+        while reached(log, 0) < 5:
+            assert run.poll() is None, (tmp_path / "out.log").read_text()[-3000:]
+            time.sleep(0.02)
+        cluster.say("drain")
+        last_s = time.monotonic() + 300
+        while not any(
+            "started again with 1 workers" in e.get("text", "") for e in events(tmp_path / "out")
+        ):
+            assert run.poll() is None, (tmp_path / "out.log").read_text()[-3000:]
+            assert time.monotonic() < last_s, (tmp_path / "out.log").read_text()[-3000:]
+            time.sleep(0.2)
+        before = reached(log, 0)
+        while reached(log, 0) < before + 5:
+            assert time.monotonic() < last_s, (tmp_path / "out.log").read_text()[-3000:]
+            time.sleep(0.2)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(120) == 130, (tmp_path / "out.log").read_text()[-3000:]
+    found = events(tmp_path / "out")
+    numbers = [e["step"] for e in found if e["event"] == "step"]
+    again = len(numbers) - len(set(numbers))
+    assert set(numbers) == set(range(1, max(numbers) + 1))
+    print(f"{again} of {before} steps again")  # noqa: T201  a figure for the note
+    assert again < before // 4

@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(folder):
     code, said = killed_at_step(folder, "driver", 5, *words)
     assert code != 0, said[-500:]
     newest = max((folder / "out" / "checkpoints").iterdir())
-    (newest / "ema.safetensors").write_bytes(b"half")
+    (newest / "ema-00000.safetensors").write_bytes(b"half")
     again = kinoray(folder, *words, "--json")
     assert again.code == 0, again.err[-2000:]
     assert f"checkpoint of step {int(newest.name[5:])} is damaged and was passed over" in again.err

@@ -1,6 +1,8 @@
 """The network in training: accumulation, precision, checkpoints in memory, beginnings. One process."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from models import known, objective, ssr, stunet
 from models.checkpoint import state_digest
 from models.conditioning import HashedText
 from models.diffusion import Schedule
-from pipelines import weights
+from pipelines import pieces, weights
 from pipelines.optimizer import Optimizer
+from pipelines.pieces_read import Kept
 from pipelines.trainee import Form, Trainee
 from tests.models import tiny_unet
 
@@ -91,8 +94,21 @@ def test_bf16_keeps_weights_gradients_and_average_in_fp32_and_is_close(role):
     assert {t.dtype for t in kept} == {torch.float32}
 
 
+def kept(made: Trainee, folder: Path) -> Kept:
+    """What the trainee's checkpoint is when it is read again."""
+    own = pieces.cut(made.groups()[0], made.place)
+    pieces.write(folder, own, 0)
+    note = json.loads((folder / pieces.note_name(0)).read_text())
+    pieces.finish(folder, own, {"meta": {}}, [note])
+    return Kept(folder, pieces.read_index(folder))
+
+
+def digests_of(made: Trainee) -> dict[str, str]:
+    return {name: state_digest(state) for name, state in made.groups()[0].items()}
+
+
 @pytest.mark.parametrize("role", ["base", "motion", "ssr"])
-def test_what_a_checkpoint_holds_continues_to_the_same_bits(role):
+def test_what_a_checkpoint_holds_continues_to_the_same_bits(role, tmp_path):
     def stepped(made: Trainee, steps: range) -> Trainee:
         for step in steps:
             made.gradients(clips(), step=step, global_batch=BATCH)
@@ -101,21 +117,19 @@ def test_what_a_checkpoint_holds_continues_to_the_same_bits(role):
         return made
 
     whole = stepped(trainee(role), range(4))
-    groups, settings = stepped(trainee(role), range(2)).groups()
+    first = stepped(trainee(role), range(2))
     half = trainee(role)
-    half.restore(groups, settings)
-    digests = [
-        {name: state_digest(state) for name, state in made.groups()[0].items()}
-        for made in (whole, stepped(half, range(2, 4)))
-    ]
-    assert digests[0] == digests[1]
-    assert state_digest(whole.published()) != state_digest(groups["params"])
+    with kept(first, tmp_path) as found:
+        half.restore(found, first.groups()[1])
+    assert digests_of(half) == digests_of(first)
+    begun = {n: p.detach().clone() for n, p in first.parameters.items()}
+    assert digests_of(stepped(half, range(2, 4))) == digests_of(whole)
+    assert state_digest(whole.published()) != state_digest(whole.groups()[0]["params"])
     # control: without the optimizer's state it goes elsewhere
     forgetful = trainee(role)
-    forgetful.model.load_state_dict({**forgetful.model.state_dict(), **groups["params"]})
-    assert (
-        state_digest(stepped(forgetful, range(2, 4)).groups()[0]["params"]) != digests[0]["params"]
-    )
+    forgetful.model.load_state_dict({**forgetful.model.state_dict(), **begun})
+    gone = digests_of(stepped(forgetful, range(2, 4)))
+    assert gone["params"] != digests_of(whole)["params"]
 
 
 def test_a_step_on_single_frames_leaves_the_temporal_modules_as_they_are():
@@ -133,15 +147,17 @@ def test_a_step_on_single_frames_leaves_the_temporal_modules_as_they_are():
     assert same == {n for n in made.parameters if n.startswith("motion.")}
 
 
-def test_groups_are_copies_that_training_on_does_not_change():
+def test_pieces_are_copies_that_training_on_does_not_change():
     made = trainee("base")
     gradients(made)
     made.update(1e-2)
-    groups, _ = made.groups()
-    before = {name: state_digest(state) for name, state in groups.items()}
+    own = pieces.cut(made.groups()[0], made.place)
+    before = [p.rows.clone() for state in own.values() for p in state.values()]
     gradients(made)
     made.update(1e-2)
-    assert {name: state_digest(state) for name, state in groups.items()} == before
+    after = [p.rows for state in own.values() for p in state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert len(after) == sum(map(len, made.groups()[0].values()))
 
 
 def test_a_public_image_model_is_where_a_base_begins(tmp_path):
