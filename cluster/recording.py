@@ -140,6 +140,14 @@ def hopeless(error: Exception) -> bool:
     return getattr(error, "error_code", "") in REFUSALS or isinstance(error, FileNotFoundError)
 
 
+def reason(error: BaseException) -> str:
+    """Return the first cause in one line: the libraries in between wrap it in ever longer sentences."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    lines = without_secrets(str(error)).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 def now_ms() -> int:
     """Return the time in UNIX milliseconds, as records carry it."""
     return int(time.time() * 1000)

@@ -6,6 +6,7 @@ a record may therefore be sent twice, and carries its own time so that the secon
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import re
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 Record = dict[str, Any]
 USERINFO = re.compile(r"(\w[\w+.-]*://)[^/@\s]+@")
 SUFFIX = ".jsonl"
+MAX_PARAM_CHARS = 6000
 
 
 class Spool:
@@ -75,6 +77,11 @@ class Spool:
         return found
 
 
+def spool_of(folder: Path, uri: str) -> Path:
+    """Return where records on their way to one store wait: what one store lacks, another would refuse, and it were lost."""
+    return folder / hashlib.sha256(without_secrets(uri).encode()).hexdigest()[:12]
+
+
 def leftovers(folder: Path) -> list[Spool]:
     """Open what dead writers left behind; those of living ones are passed over."""
     found = []
@@ -100,3 +107,11 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         out[name] = without_secrets(text)
     return out
+
+
+def shortened(text: str) -> str:
+    """Return a text of at most as many characters as a store takes; what is cut off is named by the digest of the whole."""
+    if len(text) <= MAX_PARAM_CHARS:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text[: MAX_PARAM_CHARS - 100]}... ({len(text)} characters, sha256 {digest})"

@@ -4,7 +4,6 @@ Records go to a spool and from there to the store by a thread, in batches. A sto
 the spool is sent when it is back, by this process or by the next one. Sending twice changes nothing.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -16,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.recording import LOCAL, Found, Run, Warn, hopeless, now_ms, send
-from cluster.spool import Record, Spool, leftovers, without_secrets
+from cluster.recording import LOCAL, Found, Run, Warn, hopeless, now_ms, reason, send
+from cluster.spool import Record, Spool, leftovers, shortened, spool_of, without_secrets
 
 LOCAL_TAG = "kinoray.local_id"
 PARENT_TAG = "mlflow.parentRunId"
@@ -25,7 +24,6 @@ SEND_EVERY_S = 2.0
 RETRY_AFTER_S = 20.0
 METRICS_A_BATCH = 1000
 ENTRIES_A_BATCH = 100
-MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
 MAX_DIGEST_CHARS = 36
 ENVIRONMENT = {
@@ -40,11 +38,6 @@ def embedded_uri(folder: Path) -> str:
     """Return the URI of the embedded store in a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder.resolve()}/mlflow.db"
-
-
-def spool_of(folder: Path, uri: str) -> Path:
-    """Return where records on their way to one store wait: what one store lacks, another would refuse, and it were lost."""
-    return folder / hashlib.sha256(without_secrets(uri).encode()).hexdigest()[:12]
 
 
 class Tracker:
@@ -102,7 +95,7 @@ class Tracker:
         if not self._warned:
             self._warned = True
             self._warn(
-                f"the tracking store {without_secrets(self._uri)} does not answer ({_reason(error)}); "
+                f"the tracking store {without_secrets(self._uri)} does not answer ({reason(error)}); "
                 f"records are kept in {self._folder} and sent when it does"
             )
 
@@ -235,8 +228,7 @@ class _Store:
             self._new_metrics(run_id, records, again=again or run_id in self._unsure)
         except Exception:
             # What was counted as seen may never have come, or come although no answer did.
-            for key in [key for key in self._seen if key[0] == run_id]:
-                del self._seen[key]
+            self._seen = {key: has for key, has in self._seen.items() if key[0] != run_id}
             self._unsure.add(run_id)
             raise
 
@@ -247,9 +239,8 @@ class _Store:
                 seen = self._logged(run_id, name, again=again)
                 if (record["step"], value) not in seen:
                     seen.add((record["step"], value))
-                    rows.append(
-                        self._entities.Metric(name, value, record["time_ms"], record["step"])
-                    )
+                    told = (name, value, record["time_ms"], record["step"])
+                    rows.append(self._entities.Metric(*told))
         for start in range(0, len(rows), METRICS_A_BATCH):
             self._client.log_batch(run_id, metrics=rows[start : start + METRICS_A_BATCH])
 
@@ -270,7 +261,7 @@ class _Store:
 
     def _params(self, run_id: str, record: Record) -> None:
         params = [
-            self._entities.Param(name, _shortened(text)) for name, text in record["values"].items()
+            self._entities.Param(name, shortened(text)) for name, text in record["values"].items()
         ]
         for start in range(0, len(params), ENTRIES_A_BATCH):
             self._client.log_batch(run_id, params=params[start : start + ENTRIES_A_BATCH])
@@ -303,22 +294,7 @@ def search(uri: str, experiment: str) -> Iterator[Found]:
     yield from _Store(uri).search(experiment)
 
 
-def _reason(error: BaseException) -> str:
-    """Return the first cause in one line: the libraries in between wrap it in ever longer sentences."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    lines = without_secrets(str(error)).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
 def _artifact_uri(uri: str) -> str | None:
     """Return where the embedded store keeps artifacts, beside its file; a server decides by itself."""
     path = uri.removeprefix("sqlite:///")
     return None if path == uri else (Path(path).resolve().parent / "artifacts").as_uri()
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= MAX_PARAM_CHARS:
-        return text
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return f"{text[: MAX_PARAM_CHARS - 100]}... ({len(text)} characters, sha256 {digest})"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 
 from cluster import recording, tracking
-from cluster.spool import Spool, flat, leftovers, without_secrets
-from cluster.tracking import Tracker, embedded_uri, spool_of
+from cluster.spool import Spool, flat, leftovers, spool_of, without_secrets
+from cluster.tracking import Tracker, embedded_uri
 from tests.cluster.served import free_port, served
 
 ROOT = Path(__file__).parents[2]
