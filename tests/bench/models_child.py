@@ -75,10 +75,20 @@ def network(job: Job) -> tuple[Call, list[nn.Parameter]]:
     if job.network == "without temporal resampling":
         shape = replace(shape, temporal_factor=(1,) * len(shape.temporal_factor))
     model = stunet.build(shape, seed=0).to(job.device)
+    if job.network == "without inflations":
+        hollow(model.motion)
     alone = job.network == "image model alone"
     parameters = list(stunet.trainable(model, "base" if alone else "motion").values())
     run: Any = torch.compile(model, fullgraph=True) if job.compiled else model
     return (lambda x, t, text: run(x, t, text, temporal=not alone)), parameters
+
+
+def hollow(motion: Any) -> None:
+    """Leave only the resampling in time: what is outside the kernels is then the image model's own, at fewer frames."""
+    empty = nn.ModuleList()
+    motion.down = nn.ModuleList(nn.ModuleList(empty for _ in stacks) for stacks in motion.down)
+    motion.up = nn.ModuleList(nn.ModuleList(empty for _ in stacks) for stacks in motion.up)
+    motion.mid = empty
 
 
 class _Image(nn.Module):
