@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from models import checkpoint
+from pipelines.guard import Guard
 from pipelines.trainee import Form
 from tests.pipelines.test_training import job
 
@@ -68,8 +69,26 @@ OTHER_FORMS = {
         {"form": Form(parallel="fsdp", micro_batch=1, checkpointing=True)},
     ),
 }
-# A whole training in parts: (world, stop after, form), the last to its end.
-PARTS = ((2, 1, Form(parallel="fsdp")), (3, 2, Form()), (1, 99, Form()))
+SHARDED = Form(parallel="fsdp")
+# Whole trainings in parts: (world, stop after, form), the last to its end.
+PARTS = {
+    "two sharded, three, one": ((2, 1, SHARDED), (3, 2, Form()), (1, 99, Form())),
+    "one, three sharded, two sharded, two": (
+        (1, 1, Form()),
+        (3, 2, SHARDED),
+        (2, 3, SHARDED),
+        (2, 99, Form()),
+    ),
+    "three, two sharded, three sharded": ((3, 1, Form()), (2, 3, SHARDED), (3, 99, SHARDED)),
+}
+# In one form on as many workers not a bit may change.
+SAME = {"two": Form(), "two, sharded": SHARDED}
+# So strict that ordinary losses are spikes: the weights go back.
+STRICT: dict[str, Any] = {
+    "guard": Guard(spike=1.01, window=2, patience=2, rollbacks=99),
+    "checkpoint_every": 2,
+    "steps": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +108,14 @@ def runs(tiny, tmp_path_factory) -> Path:
     add("another seed", 1, seed=4)
     for name, (world, changes) in OTHER_FORMS.items():
         add(name, world, **changes)
-    for world, stop_after, form in PARTS:
-        add("parts", world, stop_after, checkpoint_every=1, form=form)
+    for name, parts in PARTS.items():
+        for world, stop_after, form in parts:
+            add(name, world, stop_after, checkpoint_every=1, form=form)
+    for name, form in SAME.items():
+        for stop_after in (2, 99):
+            add(f"{name}, in parts", 2, stop_after, form=form)
+    add("strict", 1, **STRICT)
+    add("strict, sharded", 2, form=SHARDED, **STRICT)
     for name, world in (("ssr", 1), ("ssr on two", 2)):
         add(name, world, role="ssr", image_share=0.5, frames=2)
     (folder / "told").write_bytes(pickle.dumps(told))
@@ -121,11 +146,29 @@ def test_neither_workers_nor_their_form_change_what_is_learned(runs, name):
     assert distance(runs / "one", runs / "another seed") > 100 * NEAR
 
 
-def test_a_training_goes_on_in_another_form_and_on_other_workers(runs):
-    found = losses(runs / "parts")
+@pytest.mark.parametrize("name", list(PARTS))
+def test_a_training_goes_on_in_another_form_and_on_other_workers(runs, name):
+    found = losses(runs / name)
     assert list(found) == [1, 2, 3, 4]
     assert found == pytest.approx(losses(runs / "one"), rel=1e-5)
-    assert distance(runs / "one", runs / "parts") < NEAR
+    assert distance(runs / "one", runs / name) < NEAR
+
+
+@pytest.mark.parametrize("name", list(SAME))
+def test_a_training_goes_on_to_the_same_bits_on_the_same_workers(runs, name):
+    parts = runs / f"{name}, in parts"
+    assert losses(parts) == losses(runs / name)
+    loaded = [checkpoint.load(folder / "checkpoint") for folder in (runs / name, parts)]
+    assert loaded[0].digest == loaded[1].digest
+    assert loaded[0].meta == loaded[1].meta
+
+
+def test_weights_go_back_in_shards_as_they_do_whole(runs):
+    for name in ("strict", "strict, sharded"):
+        lines = (runs / name / "events-0.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        assert any("weights went back to step" in e.get("text", "") for e in events)
+    assert losses(runs / "strict, sharded") == pytest.approx(losses(runs / "strict"), rel=1e-4)
 
 
 def test_steps_on_single_frames_are_the_same_on_two_workers(runs):

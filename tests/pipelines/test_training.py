@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+from ingest.files import StorageError
 from models import checkpoint, ssr, stunet
 from models.conditioning import HashedText
 from models.diffusion import Schedule
-from pipelines import saved, training, weights
+from pipelines import pieces, saved, training, weights
 from pipelines.guard import Guard
 from pipelines.optimizer import Optimizer
 from pipelines.shelves import Shelf
+from pipelines.train_posts import described
 from pipelines.training import Job
 
 NETWORK = stunet.Config(sample_px=16, widths=(8, 16), temporal_factor=(2,), text_dim=16, head_dim=8)
@@ -178,6 +182,37 @@ def test_motion_leaves_its_base_alone_and_names_it(tiny, tmp_path):
 def test_only_the_newest_checkpoints_stay(tiny, tmp_path):
     training.train(job(tiny, tmp_path, "base", steps=6, checkpoint_every=1), ALONE, Posts())
     assert saved.steps(tmp_path) == [5, 6]
+
+
+def test_a_full_disk_ends_it_with_a_clear_line_and_the_checkpoint_before_stays(
+    tiny, tmp_path, monkeypatch
+):
+    def full(tensors: Any, path: Path) -> None:
+        if posts.losses().keys() >= {4}:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, path)
+
+    posts = Posts()
+    monkeypatch.setattr(pieces, "save_file", full)
+    with pytest.raises(StorageError, match=r"No space left on device: '.*/params-00000") as error:
+        training.train(job(tiny, tmp_path, "base"), ALONE, posts)
+    assert described(error.value).startswith("[Errno 28] No space left on device: '/")
+    assert saved.steps(tmp_path) == [2]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
+    monkeypatch.undo()
+    rest = Posts()
+    training.train(job(tiny, tmp_path, "base"), ALONE, rest)
+    assert list(rest.losses()) == [3, 4, 5, 6]
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_stays(tiny, tmp_path):
+    training.train(job(tiny, tmp_path, "base", steps=4), ALONE, Posts(2))
+    old = saved.folder_of(tmp_path, 3)
+    parts: dict[str, Any] = {name: {} for name in ("params", "ema", "optimizer")}
+    checkpoint.save(old, role="base", spec={}, tensors=parts, parents={}, meta={})
+    with pytest.raises(ValueError, match="was written by another version"):
+        training.train(job(tiny, tmp_path, "base", steps=4), ALONE, Posts())
+    assert saved.steps(tmp_path) == [2, 3]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tiny, tmp_path):
