@@ -5,8 +5,10 @@ Workers never open the log or the tracker: they post, the driver drains and is t
 
 import contextlib
 import json
+import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ Take = Callable[[Event], None]
 DRAIN_EVERY_S = 0.2
 ANSWER_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
+MAX_UNTAKEN = 10_000
 
 
 class EventLog:
@@ -66,31 +69,54 @@ def _ends_whole(path: Path) -> bool:
 
 
 class _Notices:
-    """The Ray actor between workers and driver: events one way, the wish to stop the other."""
+    """The Ray actor between workers and driver: events one way, the wish to stop and what was taken the other."""
 
     def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
+        self._events: list[tuple[str, int, dict[str, Any]]] = []
+        self._handed: dict[str, int] = {}
+        self._taken: dict[str, int] = {}
         self._stop = False
 
-    def post(self, events: list[dict[str, Any]]) -> bool:
-        self._events.extend(events)
-        return self._stop
+    def post(self, poster: str, number: int, event: dict[str, Any]) -> tuple[bool, int]:
+        self._events.append((poster, number, event))
+        return self._stop, self._taken.get(poster, 0)
 
     def drain(self, *, stop: bool) -> list[dict[str, Any]]:
         self._stop = self._stop or stop
+        # who asks for more has dealt with what was handed over before
+        self._taken.update(self._handed)
         events, self._events = self._events, []
-        return events
+        self._handed = {poster: number for poster, number, _ in events}
+        return [event for _, _, event in events]
 
 
-def post(handle: Any, event: Event) -> bool:
-    """Post one event from a worker and return whether a stop was asked for.
+class Poster:
+    """A worker's end of a board: called with an event, it returns whether a stop was asked for.
 
-    A board that is gone or slow costs the worker some seconds, never its work: the answer is then False.
+    A board that is gone or slow costs the worker some seconds, never its work: the answer is then False. What may not be
+    on record yet, because a driver that is killed takes it along, is `untaken`.
     """
-    try:
-        return bool(ray.get(handle.post.remote([dict(event)]), timeout=ANSWER_TIMEOUT_S))
-    except RayError:
-        return False
+
+    def __init__(self, handle: Any) -> None:
+        self._handle, self._name, self._count = handle, secrets.token_hex(8), 0
+        self._waiting: deque[tuple[int, dict[str, Any]]] = deque(maxlen=MAX_UNTAKEN)
+
+    def __call__(self, event: Event) -> bool:
+        """Post one event."""
+        self._count += 1
+        self._waiting.append((self._count, dict(event)))
+        try:
+            told = self._handle.post.remote(self._name, self._count, dict(event))
+            stop, taken = ray.get(told, timeout=ANSWER_TIMEOUT_S)
+        except RayError:
+            return False
+        while self._waiting and self._waiting[0][0] <= taken:
+            self._waiting.popleft()
+        return bool(stop)
+
+    def untaken(self) -> list[dict[str, Any]]:
+        """Return the events that the driver has not said to be done with, in order."""
+        return [event for _, event in self._waiting]
 
 
 class Board:

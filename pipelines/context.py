@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.events import EventLog
+from cluster.events import EventLog, read_events
 from cluster.interrupt import Interrupt
 from cluster.recording import Run, Status
 from cluster.session import Cluster, session
@@ -112,7 +112,15 @@ class Recorder:
 
     def warn(self, text: str) -> None:
         """Say something that the user should look at."""
-        self._emit({"event": "warning", "text": f"{self._verb}: {text}"})
+        self._emit({"event": "warning", "text": self.worded(text)})
+
+    def worded(self, text: str) -> str:
+        """Return a warning as the log has it."""
+        return f"{self._verb}: {text}"
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield what the run folder's log has, of earlier attempts too."""
+        return read_events(self._folder / "events.jsonl")
 
     def progress(self, done: int, total: int, *, stage: str = "", text: str = "") -> None:
         """Count: `done` of `total` units of `stage`."""

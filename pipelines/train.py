@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.events import Board, post
+from cluster.events import Board, Poster
 from cluster.group import GroupFailed, fit, leaving, placed
 from models import checkpoint
 from pipelines import saved, training, weights
@@ -160,14 +160,11 @@ def _worker(told: Mapping[str, Any]) -> None:
     An error that would come again is told; the group that Ray starts anew hears that it must stop, and ends at once.
     """
     place = placed()
-
-    def tell(event: Mapping[str, Any]) -> bool:
-        return post(told["board"], event)
-
+    tell = Poster(told["board"])
     if tell({"event": "started", "rank": place.rank, "workers": place.world_size}):
         return
     try:
-        training.train(told["job"], place, tell, leaving=leaving)
+        training.train(told["job"], place, tell, leaving=leaving, untaken=tell.untaken)
     except Exception as error:
         if lasting(error):
             tell({"event": "failed", "error": described(error)})

@@ -67,11 +67,15 @@ def described(error: BaseException) -> str:
 
 
 class Taker:
-    """Takes a training's events on the driver; `failed` holds the words of the failure that ends it."""
+    """Takes a training's events on the driver; `failed` holds the words of the failure that ends it.
+
+    Events that are told `again` after a kill are recorded where the log has not got them.
+    """
 
     def __init__(self, config: Config, recorder: Recorder) -> None:
         self._config, self._recorder = config, recorder
         self._workers = 0
+        self._logged: set[tuple[str, object]] | None = None
         self.failed = ""
 
     def take(self, event: Mapping[str, Any]) -> None:
@@ -80,7 +84,7 @@ class Taker:
             "started": self._started,
             "failed": self._failed,
             "substituted": self._substituted,
-            "warning": lambda event: self._recorder.warn(event["text"]),
+            "warning": lambda event: self._warn(event, event["text"]),
             "probe": lambda event: self._measured(event, "probe_loss", "loss"),
             "checkpoint": lambda event: self._measured(event, "checkpoint_held_s", "held_s"),
             "samples": self._samples,
@@ -95,15 +99,30 @@ class Taker:
         if self._workers and not self.failed:
             self._recorder.warn(f"the worker group was lost; started again with {workers} workers")
         self._workers = workers
+        self._logged = None
 
     def _failed(self, event: Mapping[str, Any]) -> None:
         self.failed = self.failed or str(event["error"])
 
     def _substituted(self, event: Mapping[str, Any]) -> None:
         for clip in event["clips"]:
-            self._recorder.warn(
-                f"step {event['step']}: {clip['reason']}; clip {clip['used']} took its place"
+            self._warn(
+                event,
+                f"step {event['step']}: {clip['reason']}; clip {clip['used']} took its place",
             )
+
+    def _warn(self, event: Mapping[str, Any], text: str) -> None:
+        if not self._has(event, ("warning", self._recorder.worded(text))):
+            self._recorder.warn(text)
+
+    def _has(self, event: Mapping[str, Any], key: tuple[str, object]) -> bool:
+        """Return whether the log has what is told again."""
+        if not event.get("again"):
+            return False
+        if self._logged is None:
+            told = self._recorder.events()
+            self._logged = {(e["event"], e.get("step", e.get("text"))) for e in told}
+        return key in self._logged
 
     def _measured(self, event: Mapping[str, Any], name: str, key: str) -> None:
         self._recorder.run.log_metrics({name: float(event[key])}, int(event["step"]))
@@ -114,6 +133,8 @@ class Taker:
 
     def _step(self, event: Mapping[str, Any]) -> None:
         step = int(event["step"])
+        if self._has(event, ("step", step)):
+            return
         numbers = {k: float(v) for k, v in event.items() if isinstance(v, float)}
         self._recorder.step(step, numbers)
         self._recorder.progress(

@@ -7,7 +7,7 @@ holds everything an exact continuation needs.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from pipelines.trainee import Trainee, start_from
 from pipelines.training_job import Job as Job  # noqa: PLC0414  what `train` is told
 
 Post = Callable[[Mapping[str, Any]], bool]
+Untaken = Callable[[], Sequence[Mapping[str, Any]]]
+# Numbers and words that are told again after a kill, where they may not have been recorded.
+AGAIN = frozenset({"step", "probe", "substituted", "warning"})
 NUM_PROBES = 8
 
 
@@ -38,16 +41,23 @@ class Diverged(RuntimeError):
 
 
 def train(
-    job: Job, place: Place, post: Post, *, leaving: Callable[[], bool] = lambda: False
+    job: Job,
+    place: Place,
+    post: Post,
+    *,
+    leaving: Callable[[], bool] = lambda: False,
+    untaken: Untaken = tuple,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the last step.
 
     Rank 0 posts each step and hears whether a stop was asked for; stopping saves first, and so does a machine that is
-    `leaving`, which every worker must ask alike. Raises Diverged when the guard gives up.
+    `leaving`, which every worker must ask alike. What was posted and is `untaken` goes into the checkpoint, and is posted
+    again, marked so, when the training goes on from there: a driver that is killed loses no numbers. Raises Diverged when
+    the guard gives up.
     """
     torch.set_num_threads(job.threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=place.device.type != "cpu")
-    run = _Run(job, place, post)
+    run = _Run(job, place, post, untaken)
     done = run.restore()
     with run.stream() as stream:
         if done == 0:
@@ -76,8 +86,8 @@ def train(
 class _Run:
     """A training on this worker: the network, where it stands, and what is told of it."""
 
-    def __init__(self, job: Job, place: Place, post: Post) -> None:
-        self.job, self.place, self._post = job, place, post
+    def __init__(self, job: Job, place: Place, post: Post, untaken: Untaken) -> None:
+        self.job, self.place, self._post, self._untaken = job, place, post, untaken
         self.loss_first = self.loss_last = math.nan
         self._base = weights.load(Path(job.base), "base") if job.base else None
         self.trainee = self._fresh()
@@ -233,6 +243,8 @@ class _Run:
         self.watch = Watch(self.job.guard, found.meta["watch"])
         self.cursor = found.meta["cursor"]
         self.loss_first = found.meta["loss_first"]
+        for event in found.meta["untaken"] if self.place.rank == 0 else ():
+            self._post({**event, "again": True})
         return int(found.meta["step"])
 
     def save(self, step: int) -> None:
@@ -250,6 +262,7 @@ class _Run:
                 "cursor": self.cursor,
                 "optimizer_groups": settings,
                 "watch": self.watch.state_dict(),
+                "untaken": [dict(e) for e in self._untaken() if e["event"] in AGAIN],
                 "world_size": self.place.world_size,
             },
         )

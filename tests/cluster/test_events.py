@@ -7,7 +7,7 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.events import Board, EventLog, post, read_events
+from cluster.events import Board, EventLog, Poster, read_events
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -53,7 +53,8 @@ def test_subscribers_see_what_comes_after(tmp_path):
 
 @ray.remote(num_cpus=0)
 def chat(board, count):
-    return [post(board, {"event": "step", "step": i}) for i in range(count)]
+    post = Poster(board)
+    return [post({"event": "step", "step": i}) for i in range(count)]
 
 
 @pytest.mark.ray
@@ -72,8 +73,9 @@ def test_all_that_workers_post_arrives_in_order_before_the_block_ends():
 def test_the_wish_to_stop_reaches_the_workers():
     @ray.remote(num_cpus=0)
     def until_told(board):
+        post = Poster(board)
         for i in range(600):
-            if post(board, {"event": "step", "step": i}):
+            if post({"event": "step", "step": i}):
                 return i
             time.sleep(0.05)
         return -1
@@ -91,9 +93,10 @@ def test_an_error_of_the_taker_stops_the_workers_and_is_raised():
         raise OSError(28, "no space left")
 
     def work(board, answers):
+        post = Poster(board.handle)
         with board.draining(take):
             for _ in range(30):
-                answers.append(post(board.handle, {"event": "step"}))
+                answers.append(post({"event": "step"}))
                 time.sleep(0.05)
 
     answers = []
@@ -107,4 +110,24 @@ def test_an_error_of_the_taker_stops_the_workers_and_is_raised():
 def test_a_board_that_is_gone_costs_the_worker_nothing_but_the_event():
     board = Board(stop=never)
     ray.kill(board.handle)
-    assert post(board.handle, {"event": "step"}) is False
+    post = Poster(board.handle)
+    assert post({"event": "step"}) is False
+    assert post.untaken() == [{"event": "step"}]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_what_the_driver_has_not_dealt_with_is_untaken():
+    board = Board(stop=never)
+    one, other = Poster(board.handle), Poster(board.handle)
+    events = [{"event": "step", "step": i} for i in range(5)]
+    one(events[0])
+    other(events[1])
+    assert board.drain() == events[:2]
+    one(events[2])  # handed over is not dealt with: a killed driver would have recorded nothing
+    assert one.untaken() == [events[0], events[2]]
+    assert board.drain() == [events[2]]
+    one(events[3])
+    assert one.untaken() == [events[2], events[3]]
+    other(events[4])
+    assert other.untaken() == [events[4]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.events import Board, post
+from cluster.events import Board, Poster
 from cluster.group import GroupFailed, fit, placed
 from cluster.resources import NotEnough
 
@@ -21,12 +21,12 @@ class Flag:
 
 def work(told):
     """Step until told to stop, which is an error here; the first life of rank 1 ends with a kill."""
-    place = placed()
+    place, post = placed(), Poster(told["board"])
     for step in range(told["steps"]):
         total = torch.ones(1) * (place.rank + 1)
         dist.all_reduce(total)
         event = {"event": "step", "step": step, "total": float(total), "pid": os.getpid()}
-        wish = torch.tensor([float(place.rank == 0 and post(told["board"], event))])
+        wish = torch.tensor([float(place.rank == 0 and post(event))])
         dist.all_reduce(wish)
         if wish.item():
             raise ValueError("asked to stop")

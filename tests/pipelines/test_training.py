@@ -150,6 +150,19 @@ def test_a_group_looks_for_leaving_machines_now_and_then(monkeypatch):
     assert min(b - a for a, b in itertools.pairwise(asked)) >= notices.LOOK_EVERY_S
 
 
+def test_numbers_that_a_killed_driver_had_not_recorded_are_told_again(tiny, tmp_path):
+    """The driver recorded the first step only; the checkpoint of step 4 has the others with it."""
+    lost, rest = Posts(stop_after=4), Posts()
+    told = job(tiny, tmp_path, "base", checkpoint_every=4)
+    training.train(told, ALONE, lost, untaken=lambda: lost.events[2:])
+    assert saved.steps(tmp_path) == [4]
+    training.train(told, ALONE, rest)
+    again = [dict(e) for e in rest.events if e.pop("again", False)]
+    assert [e["step"] for e in again] == [2, 3, 4]
+    assert again == [e for e in lost.events if e["event"] == "step"][1:]
+    assert list(rest.losses()) == [2, 3, 4, 5, 6]
+
+
 def test_another_seed_gives_other_bits(tiny, tmp_path):
     training.train(job(tiny, tmp_path / "a", "base"), ALONE, Posts())
     training.train(job(tiny, tmp_path / "b", "base", seed=4), ALONE, Posts())
