@@ -265,7 +265,7 @@ def test_sampled_frames_follow_each_other(real):
     """Neighbours over frames 8 apart: 0.6 to 0.7, real clips 0.2, frame by frame and untrained 0.95 to 1.
 
     They still flicker: their mean frame difference is some 0.06 where real clips have 0.003 to 0.015, the image model
-    alone 0.09 and untrained weights 0.4. Nor are they frozen.
+    alone 0.08 and untrained weights 0.4. Nor are they frozen.
     """
     sets = {
         "real": list(real.clips(32)),
