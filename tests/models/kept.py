@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +26,7 @@ def kept(
     name: str, files: Sequence[Path], make: Callable[[], dict[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
     """Return what `make` returns; made once a machine, until one of `files` or torch changes."""
-    whole = hashlib.sha256(torch.__version__.encode())
-    for path in sorted(files):
-        whole.update(path.read_bytes())
-    folder = CACHE / f"{name}-{whole.hexdigest()[:16]}"
+    folder = _place(name, files)
     with locked(folder):
         path = folder / "weights.safetensors"
         if not path.exists():
@@ -36,3 +34,22 @@ def kept(
             save_file({k: v.detach().contiguous() for k, v in make().items()}, part)
             part.rename(path)
     return load_file(path)
+
+
+def kept_folder(name: str, files: Sequence[Path], make: Callable[[Path], object]) -> Path:
+    """Return the folder that `make` wrote at the path it was given; like `kept`, and whole or not there."""
+    folder = _place(name, files)
+    with locked(folder):
+        part, made = folder / "part", folder / "made"
+        if not made.exists():
+            shutil.rmtree(part, ignore_errors=True)
+            make(part)
+            part.rename(made)
+    return made
+
+
+def _place(name: str, files: Sequence[Path]) -> Path:
+    whole = hashlib.sha256(torch.__version__.encode())
+    for path in sorted(files):
+        whole.update(path.read_bytes())
+    return CACHE / f"{name}-{whole.hexdigest()[:16]}"
