@@ -1,7 +1,8 @@
 """What a training does about a step whose numbers are wrong: skip it, go back, or stop with a clear word.
 
 A step is bad when its loss or gradient norm is not finite, or the loss is a spike: more than `spike` times the
-median of the last good ones. Its update is left out. After `patience` bad steps in a row the weights go back to the
+largest of the last `window` good ones. (Not of their median: with few clips a step the losses of an SSR spread so wide that
+one healthy step in ten lies above ten times it, and leaving those out would be a bias.) Its update is left out. After `patience` bad steps in a row the weights go back to the
 newest checkpoint while the data goes on, because the same clips would do the same again. A training that has gone
 back `rollbacks` times and fails once more is stopped. All of it is a function of numbers that every worker has, and
 its state is in the checkpoint, so a continuation decides as the whole run would have.
@@ -20,15 +21,15 @@ Verdict = Literal["good", "skip", "roll back", "stop"]
 class Guard:
     """When a step is bad, and what follows; `spike` 0 looks at finite numbers only."""
 
-    spike: float = 10.0
-    window: int = 50
+    spike: float = 3.0
+    window: int = 100
     patience: int = 3
     rollbacks: int = 2
 
     def __post_init__(self) -> None:
         """Check ranges."""
         if self.spike != 0.0 and self.spike <= 1.0:
-            raise ValueError("spike: above 1 times the usual loss, or 0 for none")
+            raise ValueError("spike: above 1 times the largest of late, or 0 for none")
         if self.window < 2 or self.patience < 1 or self.rollbacks < 0:
             raise ValueError("window: at least 2; patience: at least 1; rollbacks: at least 0")
 
@@ -67,7 +68,7 @@ class Watch:
         }
 
     def usual(self) -> float:
-        """Return the median of the last good losses, NaN before there are any."""
+        """Return the median of the last good losses, NaN before there are any; for words only."""
         return median(self._good) if self._good else math.nan
 
     def _bad(self, loss: float, grad_norm: float) -> bool:
@@ -75,4 +76,4 @@ class Watch:
             return True
         # with few losses known, early learning would look like spikes
         known = len(self._good) >= min(20, self._guard.window)
-        return bool(self._guard.spike) and known and loss > self._guard.spike * self.usual()
+        return bool(self._guard.spike) and known and loss > self._guard.spike * max(self._good)

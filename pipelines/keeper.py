@@ -73,9 +73,13 @@ class Keeper:
         verdict, told = json.loads(self._heard(_looked_at(folder) if first else None))
         if verdict == "refused":
             raise ValueError(told)
+        if verdict == "unreadable":
+            raise StorageError(*told)
         if verdict == "whole":
             if told["meta"]["identity"] != self._identity:
-                raise ValueError(f"{self._folder}: its checkpoints belong to another recipe")
+                raise ValueError(
+                    f"{self._folder}: its checkpoints belong to another recipe; next: another out=, or --no-resume"
+                )
             bad = self._bad(folder, told)
             if not bad:
                 return Kept(folder, told)
@@ -91,8 +95,9 @@ class Keeper:
         names = "\n".join(filter(None, said.by_all(own, self._place))).split()
         if not names:
             return []
-        again = [n for n in names if not pieces.sound(folder, index, n)] if self._place.rank == 0 else None  # fmt: skip
-        bad = json.loads(self._heard(again))
+        bad, unreadable = json.loads(self._heard(_judged(folder, index, names) if self._place.rank == 0 else None))  # fmt: skip
+        if unreadable:
+            raise StorageError(*unreadable)
         if not bad:  # so nothing is thrown away because one machine cannot read it
             told = "whole for the first worker and not for another; next: an out= on storage that all workers share"
             raise StorageError(5, told, str(folder / names[0]))
@@ -154,5 +159,23 @@ def _looked_at(folder: Path) -> tuple[str, Any]:
         return "whole", pieces.read_index(folder)
     except pieces.OtherVersion as error:
         return "refused", str(error)
-    except (ValueError, OSError) as error:
+    except (ValueError, FileNotFoundError) as error:
         return "damaged", str(error)
+    except OSError as error:
+        return "unreadable", _unreadable(error, folder)
+
+
+def _judged(folder: Path, index: Mapping[str, Any], names: list[str]) -> tuple[list[str], Any]:
+    """Return which of the doubtful files are damaged, or what keeps them from being read: that damages nothing."""
+    try:
+        return [name for name in names if not pieces.sound(folder, index, name)], None
+    except OSError as error:
+        return [], _unreadable(error, folder)
+
+
+def _unreadable(error: OSError, folder: Path) -> tuple[int, str, str]:
+    told = (
+        f"{error.strerror or error} while a checkpoint was checked; next: the same command once the storage answers, or remove "
+        "this checkpoint to go on from the one before"
+    )
+    return error.errno or 5, told, str(error.filename or folder)

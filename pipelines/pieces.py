@@ -204,8 +204,15 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, index: Mapping[str, Any], place: Place) -> list[str]:
-    """Return the names of files that are not what the index says, among this worker's share by bytes."""
-    return [name for name in _shared_out(index["files"], place) if not sound(folder, index, name)]
+    """Return the names of files that are not what the index says, or not to be read, among this worker's share by bytes."""
+
+    def doubtful(name: str) -> bool:
+        try:
+            return not sound(folder, index, name)
+        except OSError:
+            return True
+
+    return [name for name in _shared_out(index["files"], place) if doubtful(name)]
 
 
 def _shared_out(files: Mapping[str, Any], place: Place) -> Iterator[str]:
@@ -217,13 +224,13 @@ def _shared_out(files: Mapping[str, Any], place: Place) -> Iterator[str]:
 
 
 def sound(folder: Path, index: Mapping[str, Any], name: str) -> bool:
-    """Return whether a file is there and has the size and the sha256 of the index."""
+    """Return whether a file is there and has the size and the sha256 of the index; OSError where that cannot be told."""
     told = index["files"][name]
     try:
         return (folder / name).stat().st_size == told["bytes"] and (
             sha256(folder / name) == told["sha256"]
         )
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
 
 

@@ -1,6 +1,7 @@
 """The guard: what is bad, what follows, and that a continuation decides as the whole run would have."""
 
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -22,12 +23,27 @@ def test_ordinary_losses_are_good_and_early_ones_may_fall_fast():
 def test_a_spike_is_skipped_and_is_not_what_the_next_is_measured_by():
     watch = Watch(Guard(spike=10.0))
     verdicts(watch, [1.0] * 20)
-    assert verdicts(watch, [9.0, 11.0, 11.0, 1.0, 11.0]) == ["good", "skip", "skip", "good", "skip"]
+    assert verdicts(watch, [11.0, 11.0, 1.0, 9.0, 11.0]) == ["skip", "skip", "good", "good", "good"]
     assert watch.usual() == 1.0
     # control: without spikes only what is not finite is bad
     finite = Watch(Guard(spike=0.0))
     verdicts(finite, [1.0] * 20)
     assert verdicts(finite, [1e9, BAD]) == ["good", "skip"]
+
+
+def test_losses_that_spread_wide_are_no_spikes():
+    """As an SSR's at two clips a step: one in ten is above ten times the median."""
+    chance = random.Random(0)
+    losses = [math.exp(chance.gauss(-4.0, 1.8)) for _ in range(3000)]
+    usual = sorted(losses)[1500]
+    assert sum(loss > 10 * usual for loss in losses) > 250
+    found = verdicts(Watch(Guard()), losses)
+    assert found.count("skip") <= 15  # where ten times the median leaves out 300
+    assert "roll back" not in found
+    # control: what a divergence looks like is seen
+    watch = Watch(Guard())
+    verdicts(watch, losses)
+    assert verdicts(watch, [30.0, 60.0, 100.0]) == ["skip", "skip", "roll back"]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

@@ -250,6 +250,19 @@ def test_a_checkpoint_of_another_version_is_refused_and_stays(tiny, tmp_path):
     assert saved.steps(tmp_path) == [2, 3]
 
 
+def test_what_cannot_be_read_now_is_not_thrown_away(tiny, tmp_path):
+    training.train(job(tiny, tmp_path, "base", steps=4), ALONE, Posts(2))
+    path = saved.folder_of(tmp_path, 2) / "params-00000.safetensors"
+    path.rename(path.with_name("kept"))
+    path.symlink_to(path)  # an error of the storage: neither there nor missing
+    with pytest.raises(StorageError, match="next: the same command once the storage answers"):
+        training.train(job(tiny, tmp_path, "base", steps=4), ALONE, Posts())
+    path.with_name("kept").replace(path)
+    rest = Posts()
+    training.train(job(tiny, tmp_path, "base", steps=4), ALONE, rest)
+    assert list(rest.losses()) == [3, 4]
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tiny, tmp_path):
     training.train(job(tiny, tmp_path, "base", steps=4), ALONE, Posts(2))
     with pytest.raises(ValueError, match="another recipe"):
