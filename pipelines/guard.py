@@ -2,10 +2,11 @@
 
 A step is bad when its loss or gradient norm is not finite, or the loss is a spike: more than `spike` times the
 largest of the last `window` good ones. (Not of their median: with few clips a step the losses of an SSR spread so wide that
-one healthy step in ten lies above ten times it, and leaving those out would be a bias.) Its update is left out. After `patience` bad steps in a row the weights go back to the
-newest checkpoint while the data goes on, because the same clips would do the same again. A training that has gone
-back `rollbacks` times and fails once more is stopped. All of it is a function of numbers that every worker has, and
-its state is in the checkpoint, so a continuation decides as the whole run would have.
+one healthy step in ten lies above ten times it, and leaving those out would be a bias.) Its update is left out. After
+`patience` bad steps in a row the weights go back to the newest checkpoint while the data goes on, because the same clips
+would do the same again. A training that has gone back `rollbacks` times and fails once more is stopped. All of it is a
+function of numbers that every worker has, and its state is in the checkpoint, so a continuation decides as the whole run
+would have.
 """
 
 import math
