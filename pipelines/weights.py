@@ -138,7 +138,7 @@ def check_together(loaded: Mapping[str, Loaded]) -> None:
     if motion.parents.get("base") != base.digest:
         raise WrongInput(
             f"motion: was trained over base {motion.parents.get('base', '?')[:12]}, "
-            f"not over {base.digest[:12]}"
+            f"not over {base.digest[:12]}; next: name its own base"
         )
     if "ssr" in loaded and (made := loaded["ssr"].spec.ssr) is not None:
         low, high = motion.spec.network.sample_px, made.sample_px
