@@ -15,13 +15,16 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Event = Mapping[str, Any]
 Take = Callable[[Event], None]
+Posted = tuple[str, int, dict[str, Any]]
 DRAIN_EVERY_S = 0.2
 ANSWER_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 MAX_UNTAKEN = 10_000
+LAST_TRIES = 3
 
 
 class EventLog:
@@ -32,9 +35,7 @@ class EventLog:
         self._takers: list[Take] = []
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not _ends_whole(path):
-            with path.open("a") as file:
-                file.write("\n")
+        self._torn = path.exists() and not _ends_whole(path)
 
     def subscribe(self, take: Take) -> None:
         """Hand every event from now on to `take` as well."""
@@ -44,8 +45,11 @@ class EventLog:
         """Append one event, with the time in UNIX seconds; raises OSError when the disk is full."""
         row = {"time": round(time.time(), 3), "verb": verb, "event": event, **fields}
         line = json.dumps(row, ensure_ascii=False, default=str) + "\n"
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with self._lock:
+            mend, self._torn = self._torn, True  # until it is all there
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" + line if mend else line)
+            self._torn = False
         for take in self._takers:
             take(row)
 
@@ -69,45 +73,51 @@ def _ends_whole(path: Path) -> bool:
 
 
 class _Notices:
-    """The Ray actor between workers and driver: events one way, the wish to stop and what was taken the other."""
+    """The Ray actor between workers and driver: events one way, the wish to stop and what was taken the other.
+
+    It gives what it has until the driver says what it has dealt with, so that no answer that is lost loses an event.
+    """
 
     def __init__(self) -> None:
-        self._events: list[tuple[str, int, dict[str, Any]]] = []
-        self._handed: dict[str, int] = {}
+        self._events: list[Posted] = []
+        self._received: dict[str, int] = {}
         self._taken: dict[str, int] = {}
         self._stop = False
 
-    def post(self, poster: str, number: int, event: dict[str, Any]) -> tuple[bool, int]:
-        self._events.append((poster, number, event))
-        return self._stop, self._taken.get(poster, 0)
+    def post(self, poster: str, events: list[tuple[int, dict[str, Any]]]) -> tuple[bool, int, int]:
+        for number, event in events:
+            if number > self._received.get(poster, 0):
+                self._events.append((poster, number, event))
+                self._received[poster] = number
+        return self._stop, self._received.get(poster, 0), self._taken.get(poster, 0)
 
-    def drain(self, *, stop: bool) -> list[dict[str, Any]]:
+    def drain(self, *, stop: bool, taken: dict[str, int]) -> list[Posted]:
         self._stop = self._stop or stop
-        # who asks for more has dealt with what was handed over before
-        self._taken.update(self._handed)
-        events, self._events = self._events, []
-        self._handed = {poster: number for poster, number, _ in events}
-        return [event for _, _, event in events]
+        self._taken.update(taken)
+        self._events = [e for e in self._events if e[1] > self._taken.get(e[0], 0)]
+        return self._events
 
 
 class Poster:
     """A worker's end of a board: called with an event, it returns whether a stop was asked for.
 
-    A board that is gone or slow costs the worker some seconds, never its work: the answer is then False. What may not be
-    on record yet, because a driver that is killed takes it along, is `untaken`.
+    A board that is gone or slow costs the worker some seconds, never its work: the answer is then False, and the event goes
+    with the next one. What may not be on record yet, because a driver that is killed takes it along, is `untaken`.
     """
 
     def __init__(self, handle: Any) -> None:
         self._handle, self._name, self._count = handle, secrets.token_hex(8), 0
+        self._received = 0
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque(maxlen=MAX_UNTAKEN)
 
     def __call__(self, event: Event) -> bool:
         """Post one event."""
         self._count += 1
         self._waiting.append((self._count, dict(event)))
+        events = [one for one in self._waiting if one[0] > self._received]
         try:
-            told = self._handle.post.remote(self._name, self._count, dict(event))
-            stop, taken = ray.get(told, timeout=ANSWER_TIMEOUT_S)
+            told = self._handle.post.remote(self._name, events)
+            stop, self._received, taken = ray.get(told, timeout=ANSWER_TIMEOUT_S)
         except RayError:
             return False
         while self._waiting and self._waiting[0][0] <= taken:
@@ -123,14 +133,25 @@ class Board:
     """The driver's end of a board: `handle` goes to the workers; needs an open session."""
 
     def __init__(self, stop: Callable[[], bool]) -> None:
-        self.handle: Any = ray.remote(num_cpus=0, max_restarts=0)(_Notices).remote()
+        # beside the driver: a machine that is lost must not take along what others have posted
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
+        self.handle: Any = ray.remote(**options)(_Notices).remote()
         self._stop = stop
+        self._taken: dict[str, int] = {}
         self._failed: BaseException | None = None
 
-    def drain(self) -> list[dict[str, Any]]:
-        """Return what was posted since the last call, in each worker's order."""
+    def drain(self) -> list[Posted]:
+        """Return what was posted and is not taken yet, in each worker's order: (who, which one, event)."""
         wish = self._stop() or self._failed is not None
-        return ray.get(self.handle.drain.remote(stop=wish), timeout=ANSWER_TIMEOUT_S)
+        told = self.handle.drain.remote(stop=wish, taken=dict(self._taken))
+        return [
+            e for e in ray.get(told, timeout=ANSWER_TIMEOUT_S) if e[1] > self._taken.get(e[0], 0)
+        ]
+
+    def taken(self, posted: Posted) -> None:
+        """Say that an event is dealt with."""
+        self._taken[posted[0]] = posted[1]
 
     @contextlib.contextmanager
     def draining(self, take: Take) -> Iterator[None]:
@@ -152,15 +173,20 @@ class Board:
             raise self._failed
 
     def _loop(self, take: Take, done: threading.Event) -> None:
-        last = False
-        while not last:
-            last = done.wait(DRAIN_EVERY_S)
+        last, tries = False, LAST_TRIES
+        while not last or tries > 0:
+            last = last or done.wait(DRAIN_EVERY_S)
+            tries -= last
             try:
                 events = self.drain()
             except (RayError, ConnectionError):
                 continue
             try:
-                for event in events:
-                    take(event)
+                # after an error nothing is taken: it stays with the workers, for their checkpoints
+                for posted in events if self._failed is None else ():
+                    take(posted[2])
+                    self.taken(posted)
             except BaseException as error:  # noqa: BLE001  raised again by `draining`
-                self._failed = self._failed or error
+                self._failed = error
+            if last:
+                return

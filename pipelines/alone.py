@@ -9,6 +9,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from ingest.files import TEMPORARY
 from pipelines import saved
@@ -25,16 +26,30 @@ def alone(folder: Path, *, scratch: Path) -> Iterator[int]:
     with (folder / "recipe.json").open(
         "r+b"
     ) as lock:  # the kernel gives it up, however this process ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WrongInput(
-                f"{folder}: another run is training in it; next: wait for its end, or choose another folder with out=..."
-            ) from None
-        except OSError:
+        if not _lock(lock, folder):
             yield 0
             return
         yield sum(_removed(path) for path in [*_abandoned(folder), scratch])
+
+
+def refuse_running(folder: Path) -> None:
+    """Raise WrongInput when a run holds the folder: moved aside, it would go on writing where the next one works."""
+    if (folder / "recipe.json").exists():
+        with (folder / "recipe.json").open("r+b") as lock:
+            _lock(lock, folder)
+
+
+def _lock(lock: IO[bytes], folder: Path) -> bool:
+    """Take the lock until the file is closed, and return whether the file system has locks; WrongInput when it is held."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WrongInput(
+            f"{folder}: another run is training in it; next: wait for its end, or choose another folder with out=..."
+        ) from None
+    except OSError:
+        return False
+    return True
 
 
 def _abandoned(folder: Path) -> list[Path]:

@@ -138,8 +138,9 @@ class Recorder:
 
     def step(self, step: int, numbers: Mapping[str, float]) -> None:
         """Record the numbers of one training step in the run folder and the tracker."""
-        self._log.emit(verb=self._verb, event="step", step=step, **numbers)
+        # the tracker first: what the log has is not told again after a kill, and the tracker drops what it has
         self.run.log_metrics(dict(numbers), step)
+        self._log.emit(verb=self._verb, event="step", step=step, **numbers)
 
     def cost(self, unit: str, stats: Mapping[str, float]) -> None:
         """Record in the run folder what one unit of work took."""

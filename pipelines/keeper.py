@@ -46,9 +46,10 @@ class Keeper:
         retention: Retention,
         place: Place,
         warn: Callable[[str], object],
+        regular: int = 1,
     ) -> None:
         self._folder, self._identity, self._retention = folder, identity, retention
-        self._place, self._warn = place, warn
+        self._place, self._warn, self._regular = place, warn, regular
         self._writing: Writing | None = None
         if place.rank == 0:
             saved.tidy(folder)
@@ -151,7 +152,8 @@ class Keeper:
             writing.wait()
 
     def _forget(self) -> None:
-        saved.forget(self._folder, keep=self._retention.newest, every=self._retention.every)
+        stay = self._retention
+        saved.forget(self._folder, keep=stay.newest, every=stay.every, regular=self._regular)
 
 
 def _looked_at(folder: Path) -> tuple[str, Any]:

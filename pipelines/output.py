@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.spool import without_secrets
-from ingest.files import atomic_write
+from ingest.files import atomic_create, atomic_write
 from ingest.objects import Root
 from pipelines.identity import HOW_TO_RUN, code_version, digest, plain, recipe_digest
 
@@ -60,18 +60,19 @@ def claim(
     asked = {"recipe": recipe_digest(config), "inputs": inputs}
     if not resume:
         move_aside(folder)
-    written = read_json(folder / "recipe.json")
-    if written is None and _holds_something(folder):
-        raise Occupied(str(folder), "is not empty and was not made by kinoray")
     identity = digest(asked)
     recipe = {"verb": verb, "digest": identity, "recipe": plain(config), "inputs": dict(inputs)}
-    if written is not None and written.get("digest") != identity:
-        raise Occupied(str(folder), f"was made by another recipe ({_difference(written, recipe)})")
+    written = read_json(folder / "recipe.json")
     if written is None:
+        if _holds_something(folder):
+            raise Occupied(str(folder), "is not empty and was not made by kinoray")
         folder.mkdir(parents=True, exist_ok=True)
         # A tracking URI may hold a password; the copy on disk may not.
         text = without_secrets(to_json(recipe | code_version()).decode())
-        atomic_write(folder / "recipe.json", text.encode())
+        if not atomic_create(folder / "recipe.json", text.encode()):  # another was faster
+            written = read_json(folder / "recipe.json")
+    if written is not None and written.get("digest") != identity:
+        raise Occupied(str(folder), f"was made by another recipe ({_difference(written, recipe)})")
     return Claim(
         folder=folder,
         digest=identity,

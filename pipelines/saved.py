@@ -12,10 +12,16 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(p.parent.name[5:]) for p in folder.glob("checkpoints/step-*/checkpoint.json"))
 
 
-def forget(folder: Path, *, keep: int, every: int = 0) -> None:
-    """Remove all but the newest `keep` checkpoints and those whose step divides by `every`."""
-    for step in steps(folder)[:-keep]:
-        if not every or step % every:
+def forget(folder: Path, *, keep: int, every: int = 0, regular: int = 1) -> None:
+    """Remove all but the newest `keep` checkpoints, those whose step divides by `every`, and the newest of the regular ones.
+
+    Weights go back to regular ones only, whose steps divide by `regular`: a stop's or a leaving machine's must not
+    drive the last of them out.
+    """
+    there = steps(folder)
+    last = max((step for step in there if step % regular == 0), default=None)
+    for step in there[:-keep]:
+        if step != last and (not every or step % every):
             discard(folder, step)
 
 

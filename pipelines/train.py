@@ -15,8 +15,8 @@ from typing import Any
 from cluster.events import Board, Poster
 from cluster.group import GroupFailed, fit, leaving, placed
 from models import checkpoint
-from pipelines import saved, training, weights
-from pipelines.alone import alone
+from pipelines import said, saved, training, weights
+from pipelines.alone import alone, refuse_running
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import plain
 from pipelines.output import claim
@@ -66,6 +66,8 @@ def run(config: Config, *, context: Context) -> Result:
     base = base_of(config)
     spec = spec_of(config, shelves, base)
     inputs = shelves.inputs | inputs_of(config, base, spec)
+    if not context.resume:
+        refuse_running(config.out)
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
     whole = (weights.checkpoint_folder(config.out) / "checkpoint.json").exists()
     if claimed.finished and whole:
@@ -161,7 +163,10 @@ def _worker(told: Mapping[str, Any]) -> None:
     """
     place = placed()
     tell = Poster(told["board"])
-    if tell({"event": "started", "rank": place.rank, "workers": place.world_size}):
+    asked = tell({"event": "started", "rank": place.rank, "workers": place.world_size})
+    if said.by_first(
+        "stop" if asked else "", place
+    ):  # all or none: a group with one missing would wait for it
         return
     try:
         training.train(told["job"], place, tell, leaving=leaving, untaken=tell.untaken)

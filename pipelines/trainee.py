@@ -87,7 +87,9 @@ class Trainee:
         if self.place.world_size == 1:
             return self.model
         if self.form.parallel == "ddp":
-            return DistributedDataParallel(self.model)
+            # Else DDP orders its buckets anew after the first step of each process, and three workers or more would
+            # add in another order there than a run that was not stopped.
+            return DistributedDataParallel(self.model, find_unused_parameters=True)
         mesh = init_device_mesh(self.place.device.type, (self.place.world_size,))
         for module in stunet.blocks(self.model):
             fully_shard(module, mesh=mesh)

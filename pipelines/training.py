@@ -60,8 +60,7 @@ def train(
     run = _Run(job, place, post, untaken)
     done = run.restore()
     with run.stream() as stream:
-        if done == 0:
-            run.loss_first = run.loss_last = run.probe(0, averaged=False)
+        run.look(done)
         notices = Notices(place, leaving)
         for step in range(done, job.steps):
             asked, known = run.take(stream, step), notices.leaves
@@ -101,6 +100,7 @@ class _Run:
             retention=job.retention,
             place=place,
             warn=self._warn,
+            regular=job.checkpoint_every,
         )
         self._meter = metered(job.spec, frames=job.frames, device=place.device)
 
@@ -197,12 +197,20 @@ class _Run:
         # the same checkpoint whatever was stopped and continued in between: only regular ones
         found = self.keeper.newest(every=self.job.checkpoint_every)
         if found is None:
+            del self.trainee  # never two networks at once
             self.trainee = self._fresh()
         else:
             with found:
                 self.trainee.restore(found, found.meta["optimizer_groups"])
         back_to = found.meta["step"] if found else 0
         self._warn(f"{told}: weights went back to step {back_to}, the data goes on")
+
+    def look(self, done: int) -> None:
+        """Probe where the training begins, and where a kill may have come between a checkpoint and its probe."""
+        if done == 0:
+            self.loss_first = self.loss_last = self.probe(0, averaged=False)
+        elif done == self.job.steps or (self.job.probe_every and done % self.job.probe_every == 0):
+            self.loss_last = self.probe(done, averaged=True)
 
     def probe(self, step: int, *, averaged: bool) -> float:
         """Return the loss on the fixed draws and tell it; NaN on other workers than rank 0 under DDP."""

@@ -123,11 +123,72 @@ def test_what_the_driver_has_not_dealt_with_is_untaken():
     events = [{"event": "step", "step": i} for i in range(5)]
     one(events[0])
     other(events[1])
-    assert board.drain() == events[:2]
+    first = board.drain()
+    assert [event for _, _, event in first] == events[:2]
     one(events[2])  # handed over is not dealt with: a killed driver would have recorded nothing
     assert one.untaken() == [events[0], events[2]]
-    assert board.drain() == [events[2]]
+    # and an answer that did not arrive is given again
+    assert [event for _, _, event in board.drain()] == events[:3]
+    for posted in first:
+        board.taken(posted)
+    assert [event for _, _, event in board.drain()] == [events[2]]
     one(events[3])
     assert one.untaken() == [events[2], events[3]]
     other(events[4])
     assert other.untaken() == [events[4]]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_taker_fails_on_and_all_behind_it_stays_untaken():
+    recorded = []
+
+    def take(event):
+        if event["step"] == 1:
+            raise OSError(28, "no space left")
+        recorded.append(event["step"])
+
+    def work(board):
+        with board.draining(take):
+            for step in range(4):
+                post({"event": "step", "step": step})
+                time.sleep(0.3)
+
+    board = Board(stop=never)
+    post = Poster(board.handle)
+    with pytest.raises(OSError, match="no space left"):
+        work(board)
+    assert recorded == [0]
+    assert [event["step"] for event in post.untaken()] == [1, 2, 3]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_an_event_whose_post_got_lost_goes_with_the_next():
+    board = Board(stop=never)
+    post = Poster(board.handle)
+    post({"step": 0})
+    post._waiting.append((2, {"step": 1}))  # counted, and never received
+    post._count = 2
+    post({"step": 2})
+    assert [event["step"] for _, _, event in board.drain()] == [0, 1, 2]
+
+
+def test_a_line_torn_by_a_full_disk_costs_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.emit(verb="train", event="step", step=1)
+    whole = Path.open
+
+    def half(self, *args, **kwargs):
+        file = whole(self, *args, **kwargs)
+        file.write('{"time": 1, "ver')
+        file.close()
+        raise OSError(28, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", half)
+        with pytest.raises(OSError, match="no space"):
+            log.emit(verb="train", event="step", step=2)
+    log.emit(verb="train", event="step", step=3)
+    assert [event["step"] for event in read_events(path)] == [1, 3]
