@@ -20,13 +20,13 @@ from ingest.loader import Batch, ClipStream
 from ingest.order import Cursor
 from ingest.reads import Work
 from models import checkpoint, objective
-from pipelines import saved, showing, weights
+from pipelines import beginning, saved, showing, weights
 from pipelines.guard import Watch
 from pipelines.keeper import Keeper
 from pipelines.meters import metered
 from pipelines.notices import Notices
 from pipelines.shelves import parts_of, substituted
-from pipelines.trainee import Trainee, start_from
+from pipelines.trainee import Trainee
 from pipelines.training_job import Job as Job  # noqa: PLC0414  what `train` is told
 
 Post = Callable[[Mapping[str, Any]], bool]
@@ -105,29 +105,7 @@ class _Run:
         self._meter = metered(job.spec, frames=job.frames, device=place.device)
 
     def _fresh(self) -> Trainee:
-        job, spec = self.job, self.job.spec
-        told = objective.Objective(
-            role=spec.role,
-            schedule=spec.schedule,
-            text=spec.text,
-            run_seed=job.seed,
-            frames=job.frames,
-            caption_dropout=job.caption_dropout,
-            min_snr_gamma=job.min_snr_gamma,
-            ssr=spec.ssr,
-            masks=job.masks,
-            image_share=job.image_share,
-        )
-        return Trainee(
-            told,
-            spec,
-            form=job.form,
-            precision=job.precision,
-            optimizer=job.optimizer,
-            seed=job.seed,
-            start=start_from(spec, base=self._base, image=job.image, start=job.start),
-            place=self.place,
-        )
+        return beginning.fresh(self.job, self._base, self.place)
 
     def stream(self) -> ClipStream:
         """Return this worker's share of the clips, from where the checkpoint stands."""

@@ -85,7 +85,7 @@ PARTS = {
 SAME = {"two": Form(), "two, sharded": SHARDED}
 # So strict that ordinary losses are spikes: the weights go back.
 STRICT: dict[str, Any] = {
-    "guard": Guard(spike=1.01, window=2, patience=2, rollbacks=99),
+    "guard": Guard(spike=1.01, window=2, patience=1, rollbacks=99),
     "checkpoint_every": 2,
     "steps": 8,
 }
