@@ -109,19 +109,12 @@ class Trainee:
                 loss_B = objective.losses(self.objective, self.network, part, step=step)
                 # workers are averaged; dividing by the global batch keeps uneven shares exact
                 share = loss_B.sum() * (counted / global_batch)
-                (share * self.place.world_size + self._idle(step)).backward()
+                (share * self.place.world_size).backward()
             total += share.detach()
         self._forget_idle(step)
         if self.place.world_size > 1:
             dist.all_reduce(total)
         return float(total)
-
-    def _idle(self, step: int) -> torch.Tensor | float:
-        """Return a zero that has the parameters of temporal modules in it that this step does not use: DDP waits for all."""
-        ddp = isinstance(self.network, DistributedDataParallel)
-        if not ddp or self.objective.temporal(step) or self.spec.role != "ssr":
-            return 0.0
-        return sum(p.sum() for n, p in self.parameters.items() if n.startswith(TEMPORAL)) * 0.0
 
     def _forget_idle(self, step: int) -> None:
         """Leave what had no part in this step as it is: a gradient of zero would still be a step of Adam's."""
