@@ -164,9 +164,8 @@ def _worker(told: Mapping[str, Any]) -> None:
     place = placed()
     tell = Poster(told["board"])
     asked = tell({"event": "started", "rank": place.rank, "workers": place.world_size})
-    if said.by_first(
-        "stop" if asked else "", place
-    ):  # all or none: a group with one missing would wait for it
+    # all or none: a group with one missing would wait for it
+    if said.by_first("stop" if asked else "", place):
         return
     try:
         training.train(told["job"], place, tell, leaving=leaving, untaken=tell.untaken)

@@ -68,9 +68,8 @@ def train(
             last, gone = step + 1 == job.steps, notices.leaves and (idle or not known)
             if last or stop or gone or (step + 1) % job.checkpoint_every == 0:
                 run.save(step + 1)
-            if (
-                gone and not known
-            ):  # whole before the machine is taken away; until then as often as they can be written
+            # the first is whole before the next step; until the machine is gone others follow as fast as they are written
+            if gone and not known:
                 run.keeper.wait()
             if last or (job.probe_every and (step + 1) % job.probe_every == 0):
                 run.loss_last = run.probe(step + 1, averaged=True)
