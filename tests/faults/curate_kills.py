@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -17,15 +18,18 @@ AGENTS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # no work
 END_S = 240.0
 
 
-def start(folder: Path, words: list[str]) -> "subprocess.Popen[bytes]":
-    """Start the command line in `folder`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def start(
+    folder: Path, words: Sequence[str], said: Path = Path(os.devnull)
+) -> "subprocess.Popen[bytes]":
+    """Start the command line in `folder`; what it says on standard error goes to `said`."""
+    with said.open("w") as told:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs", *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+        )
 
 
 def killed_once(folder: Path, words: list[str], victim: str, after_s: float, dataset: Path) -> str:

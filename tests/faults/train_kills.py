@@ -1,16 +1,12 @@
 """Training killed at a step: its driver, a worker, or the raylet, by their process ids only."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 
-from tests.faults.curate_kills import END_S, family, waited
-from tests.pipelines.conftest import CHECKOUT
+from tests.faults.curate_kills import END_S, family, start, waited
 
 VICTIMS = ("driver", "worker", "raylet")
 WORKER = "ray::RayTrainWorker"
@@ -21,14 +17,7 @@ def killed_at_step(folder: Path, victim: str, step: int, *words: str) -> tuple[i
     log = folder / next((w[4:] for w in words if w.startswith("out=")), "out") / "events.jsonl"
     before = log.stat().st_size if log.exists() else 0
     told = folder / "said"
-    with told.open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *words],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-        )
+    process = start(folder, words, told)
     run = psutil.Process(process.pid)
     children: list[psutil.Process] = []
     last_s = time.monotonic() + END_S

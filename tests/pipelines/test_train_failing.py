@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,9 @@ from pipelines.output import read_json
 from pipelines.shelves import Mixed, freeze
 from pipelines.train_spec import spec_of
 from tests.cluster.served import free_port, served
+from tests.faults.curate_kills import start
 from tests.faults.train_kills import find, killed_at_step, reached
-from tests.pipelines.conftest import CHECKOUT, Ran, kinoray
+from tests.pipelines.conftest import Ran, kinoray
 from tests.pipelines.test_train import RECIPE, losses
 from tests.pipelines.test_train_wrong import halve
 from tests.pipelines.test_training import ALONE, Posts
@@ -172,14 +172,7 @@ def test_a_tracker_that_is_away_dies_and_comes_back_misses_nothing(folder):
     words = ["train", "train.toml", f"tracking_uri={uri}", "num_workers=1", "steps=2000"]
     words += ["optimizer.learning_rate=1e-4", "checkpoint_every=1000"]
     told = folder / "said"
-    with told.open("w") as said:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *words],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-        )
+    run = start(folder, words, told)
     try:
         with served(folder, port):  # away when the training began
             _until(lambda: _steps(uri) > 5, run)
@@ -251,14 +244,7 @@ def test_workers_that_die_again_and_again_end_a_training_in_one_line(folder, max
     log = folder / "out" / "events.jsonl"
     told = folder / "said"
     words = ("train", "train.toml", f"max_failures={max_failures}", "steps=4000")
-    with told.open("w") as said:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *words],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-        )
+    run = start(folder, words, told)
     try:
         for number in range(max_failures + 1):
             # what the group before said may come late: count from the word that another one has begun
