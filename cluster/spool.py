@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-USERINFO = re.compile(r"(\w[\w+.-]*://)[^/@\s]+@")
+# up to the last @ before the path: passwords are written with one in them, whatever the standard says
+USERINFO = re.compile(r"(\w[\w+.-]*://)[^/\s\"']+@")
+KEYS = re.compile(
+    r"([?&](?:[\w-]*(?:token|password|secret|signature|credential)|api_?key|key|sig)=)[^&\s\"']+",
+    re.IGNORECASE,
+)
 SUFFIX = ".jsonl"
 MAX_PARAM_CHARS = 6000
 
@@ -92,8 +97,8 @@ def leftovers(folder: Path) -> list[Spool]:
 
 
 def without_secrets(text: str) -> str:
-    """Return the text with user names and passwords taken out of its URIs."""
-    return USERINFO.sub(r"\1", text)
+    """Return the text with user names, passwords and keys taken out of its URIs."""
+    return KEYS.sub(r"\1...", USERINFO.sub(r"\1", text))
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -43,16 +43,20 @@ def filmed(
 ) -> torch.Tensor:
     """Return the norm of h in fp32, scaled and shifted by each video's (scale, shift), each (B, C).
 
-    A video's scale and shift go into the norm's own: the features are passed over once, not twice.
+    One video's scale and shift go into the norm's own, so that the features are passed over once. Not those of several:
+    a loop over videos would be another compiled graph for each number of them.
     """
-    scale_BC, shift_BC = (a.float() for a in film)
-    weight_BC = norm.weight.float() * scale_BC
-    bias_BC = norm.bias.float() * scale_BC + shift_BC
-    videos = [
-        functional.group_norm(video.float(), norm.num_groups, weight, bias, norm.eps)
-        for video, weight, bias in zip(h_FCHW.split(frames), weight_BC, bias_BC, strict=True)
-    ]
-    return (videos[0] if len(videos) == 1 else torch.cat(videos)).to(h_FCHW.dtype)
+    scale_BC, shift_BC = film
+    weight, bias = norm.weight.float(), norm.bias.float()
+    if len(scale_BC) == 1:
+        weight, bias = weight * scale_BC[0], bias * scale_BC[0] + shift_BC[0]
+    y = functional.group_norm(h_FCHW.float(), norm.num_groups, weight, bias, norm.eps)
+    if len(scale_BC) > 1:
+        scale, shift = (
+            a.repeat_interleave(frames, 0)[:, :, None, None] for a in (scale_BC, shift_BC)
+        )
+        y = torch.addcmul(shift, y, scale)
+    return y.to(h_FCHW.dtype)
 
 
 def plus_pointwise(h_FCHW: torch.Tensor, y_FCHW: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
@@ -76,8 +80,8 @@ class Film(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, e_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (1 + scale, shift), each (B, C)."""
-        scale, shift = self.linear(functional.silu(e_BD)).chunk(2, dim=-1)
+        """Return (1 + scale, shift), each (B, C), in fp32: in bf16 a small scale beside 1 would be none."""
+        scale, shift = self.linear(functional.silu(e_BD)).float().chunk(2, dim=-1)
         return 1.0 + scale, shift
 
 
@@ -157,7 +161,7 @@ class AttnInflate(nn.Module):
         b, c, t, s = grid.shape
         x_BSTC = grid.permute(0, 3, 2, 1)
         scale, shift = (a[:, None, None, :] for a in self.film(e_BD))
-        y = layer_norm(x_BSTC, self.norm_attn) * scale + shift
+        y = (layer_norm(x_BSTC, self.norm_attn) * scale + shift).to(x_BSTC.dtype)
         y = (y + positions(t, c, like=y)).reshape(b * s, t, c)
         q, k, v = self.qkv(y).reshape(b * s, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(q, k, v)

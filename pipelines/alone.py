@@ -23,9 +23,8 @@ def alone(folder: Path, *, scratch: Path) -> Iterator[int]:
     What is cleared: files and checkpoints that were being written, checkpoints without an index, `scratch`. Raises WrongInput
     when another run holds the folder. Where the file system has no locks nothing is held, and nothing cleared.
     """
-    with (folder / "recipe.json").open(
-        "r+b"
-    ) as lock:  # the kernel gives it up, however this process ends
+    # the kernel gives the lock up, however this process ends
+    with (folder / "recipe.json").open("r+b") as lock:
         if not _lock(lock, folder):
             yield 0
             return
@@ -55,7 +54,10 @@ def _lock(lock: IO[bytes], folder: Path) -> bool:
 def _abandoned(folder: Path) -> list[Path]:
     whole = {saved.folder_of(folder, step) for step in saved.steps(folder)}
     half = {path for path in folder.glob("checkpoints/step-*") if path not in whole}
-    return sorted({*folder.rglob(f".*{TEMPORARY}*"), *half})
+    # not in what lies deeper, which may be the output of another run; and a claim is written before the lock is held
+    places = (folder, *(folder / name for name in ("checkpoints", "samples")))
+    left = {p for place in places for p in place.glob(f".*{TEMPORARY}*")}
+    return sorted({*left.difference(folder.glob(f".recipe.json{TEMPORARY}*")), *half})
 
 
 def _removed(path: Path) -> int:

@@ -63,9 +63,11 @@ def claim(
     identity = digest(asked)
     recipe = {"verb": verb, "digest": identity, "recipe": plain(config), "inputs": dict(inputs)}
     written = read_json(folder / "recipe.json")
-    if written is None:
-        if _holds_something(folder):
+    if written is None and _holds_something(folder):
+        written = read_json(folder / "recipe.json")  # of a run that began in between
+        if written is None:
             raise Occupied(str(folder), "is not empty and was not made by kinoray")
+    if written is None:
         folder.mkdir(parents=True, exist_ok=True)
         # A tracking URI may hold a password; the copy on disk may not.
         text = without_secrets(to_json(recipe | code_version()).decode())

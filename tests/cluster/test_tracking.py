@@ -257,6 +257,10 @@ def test_a_spool_belongs_to_one_writer_and_survives_a_torn_line(tmp_path):
 def test_secrets_leave_uris_and_nothing_else_does():
     assert without_secrets("postgresql://me:pw@db/x") == "postgresql://db/x"
     assert without_secrets("s3://bucket/a@b") == "s3://bucket/a@b"
+    assert without_secrets("http://u:p@ss@host/x y@z") == "http://host/x y@z"
+    told = without_secrets('"https://h/x?token=abc&n=1&X-Amz-Signature=ff" https://h?api_key=k')
+    assert told == '"https://h/x?token=...&n=1&X-Amz-Signature=..." https://h?api_key=...'
+    assert without_secrets("https://h/x?monkey=1") == "https://h/x?monkey=1"
 
 
 @given(st.dictionaries(st.text(min_size=1), st.integers() | st.booleans() | st.none()))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from models.temporal import AttnInflate, ConvInflate, TDown, TUp, from_time, positions, to_time
 
@@ -54,6 +55,38 @@ def test_trained_inflations_hear_the_embedding_and_keep_samples_apart(block, h_F
     before, after = block(h_FCHW, e_BD, T), block(h_FCHW, other, T)
     assert torch.equal(before[:T], after[:T])
     assert not torch.allclose(before[T:], after[T:])
+
+
+@pytest.mark.parametrize(("videos", "frames"), [(1, 1), (1, 4), (2, 4), (3, 2), (3, 1)])
+def test_a_convolution_is_what_its_formula_says(videos, frames):
+    """h + W_out silu(Conv1d silu(scale GN(Conv2d h) + shift)), with each video's own scale and shift."""
+    generator = torch.Generator().manual_seed(5)
+    block = randomise(ConvInflate(C, embed_dim=D, groups=4))
+    h = torch.randn(videos * frames, C, H, W, generator=generator)
+    e = torch.randn(videos, D, generator=generator)
+    said = []
+    for b in range(videos):
+        film = block.film.linear(torch.nn.functional.silu(e[b]))[:, None, None]
+        y = block.norm(block.space(h[b * frames : (b + 1) * frames])) * (1 + film[:C]) + film[C:]
+        rows = torch.nn.functional.silu(y).permute(2, 3, 1, 0).flatten(0, 1)  # (H*W, C, T)
+        rows = torch.nn.functional.conv1d(
+            rows, block.time.weight[..., 0], block.time.bias, padding=1
+        )
+        y = torch.nn.functional.silu(rows.unflatten(0, (H, W)).permute(3, 2, 0, 1))
+        said.append(torch.einsum("oi,tihw->tohw", block.out.weight[:, :, 0, 0], y))
+    torch.testing.assert_close(block(h, e, frames), h + torch.cat(said), rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiled_convolution_takes_any_number_of_videos():
+    """One graph for one video and one for several, not one for each number: a training has many."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    block = ConvInflate(C, embed_dim=D, groups=4)
+    run = torch.compile(block, fullgraph=True, backend=counter)
+    for videos in range(1, 12):
+        run(torch.zeros(videos * T, C, H, W), torch.zeros(videos, D), T)
+    torch._dynamo.reset()
+    assert counter.frame_count <= 3
 
 
 def test_attention_tells_frames_apart(h_FCHW, e_BD):

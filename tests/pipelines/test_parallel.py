@@ -82,7 +82,9 @@ PARTS = {
     "three, two sharded, three sharded": ((3, 1, Form()), (2, 3, SHARDED), (3, 99, SHARDED)),
 }
 # In one form on as many workers not a bit may change.
-SAME = {"two": Form(), "two, sharded": SHARDED}
+SAME: dict[str, tuple[int, dict[str, Any]]] = {
+    name: OTHER_FORMS[name] for name in ("two", "two, sharded", "three, a clip at a time")
+}
 # So strict that ordinary losses are spikes: the weights go back.
 STRICT: dict[str, Any] = {
     "guard": Guard(spike=1.01, window=2, patience=1, rollbacks=99),
@@ -111,9 +113,9 @@ def runs(tiny, tmp_path_factory) -> Path:
     for name, parts in PARTS.items():
         for world, stop_after, form in parts:
             add(name, world, stop_after, checkpoint_every=1, form=form)
-    for name, form in SAME.items():
+    for name, (world, changes) in SAME.items():
         for stop_after in (2, 99):
-            add(f"{name}, in parts", 2, stop_after, form=form)
+            add(f"{name}, in parts", world, stop_after, **changes)
     add("strict", 1, **STRICT)
     add("strict, sharded", 2, form=SHARDED, **STRICT)
     for name, world in (("ssr", 1), ("ssr on two", 2)):

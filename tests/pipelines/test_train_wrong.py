@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from jobs import config
 from jobs.__main__ import _guarded
 from pipelines import training
 from pipelines.alone import alone
-from pipelines.output import claim
+from pipelines.output import WrongInput, claim
 from pipelines.shelves import Mixed, freeze
 from pipelines.train_config import Config
 from pipelines.train_spec import base_of, inputs_of, spec_of
@@ -311,6 +313,10 @@ def test_a_folder_in_which_another_run_trains_is_refused(here, capsys):
         assert not half.exists()
         half.mkdir()
         assert "another run is training in it; next: wait" in refused(capsys, "base.toml")
+        # nor is it moved aside under the one that works in it
+        line = refused(capsys, "base.toml", "--no-resume")
+        assert "another run is training in it; next: wait" in line
+        assert [path.name for path in here.glob("out*")] == ["out"]
         assert half.exists(), "what a living run writes was cleared"
 
 
@@ -329,3 +335,24 @@ def test_a_batch_of_more_clips_than_there_are_is_defined_and_said(tiny):
     order = Mixture(sizes=(3,), weights=(1,)).draws(np.arange(64), seed=0)
     counts = np.bincount(order.indices)
     assert counts.max() - counts.min() <= 1, "a batch over several epochs has each clip as often"
+
+
+def test_of_runs_that_start_together_one_has_the_folder(here):
+    made = config.build(Config, _table(here / "base.toml"), name="base")
+    together, tried = threading.Barrier(4), threading.Barrier(4)
+
+    def start(out: Path) -> bool:
+        together.wait(60)
+        claim(out, "train", made, inputs={}, resume=True)
+        try:
+            with alone(out, scratch=out / "ray-train"):
+                tried.wait(60)
+                return True
+        except WrongInput:
+            tried.wait(60)
+            return False
+
+    for number in range(5):
+        outs = [here / f"together-{number}"] * 4
+        with ThreadPoolExecutor(4) as threads:
+            assert sum(threads.map(start, outs)) == 1
