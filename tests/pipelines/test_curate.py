@@ -39,18 +39,8 @@ def test_a_file_that_is_no_video_has_its_fate(tmp_path):
     assert [one.read_text() for one in logged] == [page]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path, tmp_path, tiny_videos):
+def test_a_full_disk_is_one_line_and_loses_nothing(disk_of, tmp_path, tiny_videos):
+    small_disk = disk_of("400k")
     # Filled up but for a little, so that the tables fit and a payload does not.
     (small_disk / "ballast").write_bytes(b"x" * 300_000)
     words = ["curate", RECIPE, f"source={tiny_videos}", f"out={small_disk / 'ds'}", *KEEP, "--json"]

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import resource
 import subprocess
 import time
@@ -132,19 +131,9 @@ def test_damaged_and_half_written_checkpoints_are_said_and_cleared(folder):
     assert [step for step, _ in losses(folder)][-9:] == list(range(1, 10))
 
 
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2600k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.faults
-def test_a_disk_that_fills_up_is_one_line_and_loses_no_checkpoint(folder, small_disk):
+def test_a_disk_that_fills_up_is_one_line_and_loses_no_checkpoint(folder, disk_of):
+    small_disk = disk_of("2600k")
     out = small_disk / "out"
     words = ("train", "train.toml", f"out={out}", "num_workers=1", "checkpoint_every=1")
     words = (*words, "retention.newest=9")
