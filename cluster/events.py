@@ -79,17 +79,22 @@ class _Notices:
     """
 
     def __init__(self) -> None:
+        self._life = secrets.token_hex(8)
         self._events: list[Posted] = []
         self._received: dict[str, int] = {}
         self._taken: dict[str, int] = {}
         self._stop = False
 
-    def post(self, poster: str, events: list[tuple[int, dict[str, Any]]]) -> tuple[bool, int, int]:
-        for number, event in events:
+    def post(
+        self, poster: str, life: str, events: list[tuple[int, dict[str, Any]]]
+    ) -> tuple[str, bool, int, int]:
+        # a board that was killed and started again needs to hear all that is not taken, in order
+        for number, event in events if life == self._life else ():
             if number > self._received.get(poster, 0):
                 self._events.append((poster, number, event))
                 self._received[poster] = number
-        return self._stop, self._received.get(poster, 0), self._taken.get(poster, 0)
+        received, taken = self._received.get(poster, 0), self._taken.get(poster, 0)
+        return self._life, self._stop, received, taken
 
     def drain(self, *, stop: bool, taken: dict[str, int]) -> list[Posted]:
         self._stop = self._stop or stop
@@ -107,22 +112,30 @@ class Poster:
 
     def __init__(self, handle: Any) -> None:
         self._handle, self._name, self._count = handle, secrets.token_hex(8), 0
-        self._received = 0
+        self._life, self._received = "", 0
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque(maxlen=MAX_UNTAKEN)
 
     def __call__(self, event: Event) -> bool:
         """Post one event."""
         self._count += 1
         self._waiting.append((self._count, dict(event)))
-        events = [one for one in self._waiting if one[0] > self._received]
         try:
-            told = self._handle.post.remote(self._name, events)
-            stop, self._received, taken = ray.get(told, timeout=ANSWER_TIMEOUT_S)
+            stop, taken = self._post()
         except RayError:
             return False
         while self._waiting and self._waiting[0][0] <= taken:
             self._waiting.popleft()
         return bool(stop)
+
+    def _post(self) -> tuple[bool, int]:
+        while True:
+            events = [one for one in self._waiting if one[0] > self._received]
+            told = self._handle.post.remote(self._name, self._life, events)
+            life, stop, received, taken = ray.get(told, timeout=ANSWER_TIMEOUT_S)
+            same, self._life = life == self._life, life
+            self._received = received
+            if same:
+                return stop, taken
 
     def untaken(self) -> list[dict[str, Any]]:
         """Return the events that the driver has not said to be done with, in order."""
@@ -135,7 +148,7 @@ class Board:
     def __init__(self, stop: Callable[[], bool]) -> None:
         # beside the driver: a machine that is lost must not take along what others have posted
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
+        options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
         self.handle: Any = ray.remote(**options)(_Notices).remote()
         self._stop = stop
         self._taken: dict[str, int] = {}

@@ -46,7 +46,7 @@ def _flags(command: Any) -> Any:
         click.option(
             "--json", "as_json", is_flag=True, help="End with one JSON line on standard output."
         ),
-        click.option("--quiet", is_flag=True, help="No progress, only the end."),
+        click.option("--quiet", is_flag=True, help="No progress: warnings and the end only."),
         click.option(
             "--no-resume",
             is_flag=True,

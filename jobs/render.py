@@ -85,9 +85,9 @@ class Progress:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event; progress is thinned out, everything else is one line."""
-        if self._quiet:
-            return
         kind = event.get("event")
+        if self._quiet and kind != "warning":
+            return
         if kind == "progress":
             self._progress(event)
         elif kind in ("stage", "note", "warning"):

@@ -116,10 +116,11 @@ class Keeper:
         spec: Mapping[str, Any],
         parents: Mapping[str, str],
         meta: Mapping[str, Any],
+        own: object = None,
     ) -> float:
         """Copy this worker's pieces, begin to write them, and return the seconds that the writer before was waited for.
 
-        What the index holds besides is rank 0's.
+        What the index holds besides is rank 0's, and `own` of each worker (JSON).
         """
         started_s = time.monotonic()
         self.wait()
@@ -135,6 +136,7 @@ class Keeper:
                 "parents": dict(parents),
                 "meta": {"identity": self._identity, "step": step, **meta},
             },
+            of_own=own,
             place=self._place,
             then=self._forget,
         )

@@ -23,7 +23,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from cluster.group import Place
 from ingest.files import StorageError, atomic_write, storage_error
 
-FORMAT = "kinoray-pieces/1"
+FORMAT = "kinoray-pieces/2"
 INDEX = "checkpoint.json"
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -113,21 +113,24 @@ def note_name(rank: int) -> str:
     return f"done-{rank:05d}.json"
 
 
-def write(folder: Path, pieces: Pieces, rank: int) -> None:
-    """Write a worker's files into a folder that the others write to as well, and then its note; StorageError if it cannot."""
+def write(folder: Path, pieces: Pieces, rank: int, own: object = None) -> None:
+    """Write a worker's files into a folder that the others write to as well, and then its note; StorageError if it cannot.
+
+    `own` is JSON, what this worker alone has to keep.
+    """
     files, told = {}, {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, folder) from error
     for group, state in pieces.items():
-        own = {name: piece.rows for name, piece in state.items() if piece.rows.numel()}
-        told[group] = {name: [state[name].first, len(rows)] for name, rows in own.items()}
-        if own:
+        mine = {name: piece.rows for name, piece in state.items() if piece.rows.numel()}
+        told[group] = {name: [state[name].first, len(rows)] for name, rows in mine.items()}
+        if mine:
             path = folder / file_name(group, rank)
-            _save(own, path)
+            _save(mine, path)
             files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-    note = {"rank": rank, "files": files, "pieces": told}
+    note = {"rank": rank, "files": files, "pieces": told, "own": own}
     atomic_write(folder / note_name(rank), json.dumps(note).encode())
 
 
@@ -149,8 +152,9 @@ def finish(
 ) -> None:
     """Write the index over all workers' files, on disk, and drop their notes; ValueError when rows are missing or twice.
 
-    `told` is role, spec, parents and meta, all JSON.
+    `told` is role, spec, parents and meta, all JSON; meta gets what the workers keep of their own as "of_workers".
     """
+    notes = list(notes)
     files: dict[str, Any] = {}
     tensors = {
         group: {
@@ -167,7 +171,8 @@ def finish(
     for entry in (entry for state in tensors.values() for entry in state.values()):
         entry["pieces"].sort(key=lambda piece: piece[1])
         _check_whole(entry)
-    index = {**told, "format": FORMAT, "files": files, "tensors": tensors}
+    meta = {**told["meta"], "of_workers": [note["own"] for note in notes]}
+    index = {**told, "meta": meta, "format": FORMAT, "files": files, "tensors": tensors}
     text = _canonical({**index, "digest": _digest(index)})
     atomic_write(folder / INDEX, text.encode())
     for note in folder.glob("done-*.json"):

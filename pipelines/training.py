@@ -5,6 +5,7 @@ a function of the recipe and the step alone: not of the number of workers, of ac
 holds everything an exact continuation needs.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ from pipelines.training_job import Job as Job  # noqa: PLC0414  what `train` is 
 Post = Callable[[Mapping[str, Any]], bool]
 Untaken = Callable[[], Sequence[Mapping[str, Any]]]
 # Numbers and words that are told again after a kill, where they may not have been recorded.
-AGAIN = frozenset({"step", "probe", "substituted", "warning"})
+AGAIN = frozenset({"step", "probe", "samples", "substituted", "warning"})
 NUM_PROBES = 8
 
 
@@ -228,8 +229,9 @@ class _Run:
         self.watch = Watch(self.job.guard, found.meta["watch"])
         self.cursor = found.meta["cursor"]
         self.loss_first = found.meta["loss_first"]
-        for event in found.meta["untaken"] if self.place.rank == 0 else ():
-            self._post({**event, "again": True})
+        if self.place.rank == 0:
+            for event in itertools.chain(*found.meta["of_workers"]):
+                self._post({**event, "again": True})
         return int(found.meta["step"])
 
     def save(self, step: int) -> None:
@@ -247,9 +249,9 @@ class _Run:
                 "cursor": self.cursor,
                 "optimizer_groups": settings,
                 "watch": self.watch.state_dict(),
-                "untaken": [dict(e) for e in self._untaken() if e["event"] in AGAIN],
                 "world_size": self.place.world_size,
             },
+            own=[dict(e) for e in self._untaken() if e["event"] in AGAIN],
         )
         if self.place.rank == 0:
             held_s = time.monotonic() - started_s

@@ -66,16 +66,38 @@ class Loaded:
 
 
 def load(folder: Path, role: stunet.Role) -> Loaded:
-    """Read the finished checkpoint under a training's output folder; ValueError when it has another role."""
+    """Read the finished checkpoint under a training's output folder.
+
+    WrongInput when it has another role, ValueError when it is damaged or another version's.
+    """
     found = checkpoint.load(checkpoint_folder(folder))
     if found.role != role:
         raise WrongInput(f"{folder} holds a {found.role} checkpoint where a {role} one is needed")
+    spec, state = Spec.from_json(found.spec), found.tensors["params"]
+    _check_tensors(folder, spec, state)
     return Loaded(
-        spec=Spec.from_json(found.spec),
-        state=found.tensors["params"],
+        spec=spec,
+        state=state,
         digest=found.digest,
         parents=found.parents,
     )
+
+
+def _check_tensors(folder: Path, spec: Spec, state: Mapping[str, torch.Tensor]) -> None:
+    with torch.device("meta"):
+        model = stunet.build(spec.network, seed=0)
+    wanted = {name: tensor.shape for name, tensor in role_state(model, spec.role).items()}
+    found = {name: tensor.shape for name, tensor in state.items()}
+    if wanted != found:
+        name = next(n for n in sorted({*wanted, *found}) if wanted.get(n) != found.get(n))
+        raise ValueError(
+            f"{folder}: another version trained it: its {name} is {_shape(found, name)} and this version's network "
+            f"{_shape(wanted, name)}"
+        )
+
+
+def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
+    return f"of shape {tuple(shapes[name])}" if name in shapes else "not there"
 
 
 def checkpoint_folder(folder: Path) -> Path:

@@ -18,7 +18,8 @@ from pipelines import pieces, said
 
 POLL_S = 0.05
 # How long rank 0 waits for the files of the others, and how long once they must be there or nobody is left to write them.
-OTHERS_S, LAST_S = 3600.0, 30.0
+# A network file system may show a new file after a minute only.
+OTHERS_S, LAST_S = 3600.0, 150.0
 
 
 class Writing:
@@ -31,6 +32,7 @@ class Writing:
         *,
         own: pieces.Pieces,
         told: Mapping[str, Any],
+        of_own: object,
         place: Place,
         then: Callable[[], object],
     ) -> None:
@@ -38,7 +40,9 @@ class Writing:
         self._owner = threading.current_thread()
         self._written, self._all_written, self._given_up = (threading.Event() for _ in range(3))
         self._failed: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(own, told), name="checkpoint")
+        self._thread = threading.Thread(
+            target=self._run, args=(own, told, of_own), name="checkpoint"
+        )
         self._thread.start()
 
     @property
@@ -70,9 +74,9 @@ class Writing:
             if words:
                 raise _error(rank, words)
 
-    def _run(self, own: pieces.Pieces, told: Mapping[str, Any]) -> None:
+    def _run(self, own: pieces.Pieces, told: Mapping[str, Any], of_own: object) -> None:
         try:
-            pieces.write(self._part, own, self._place.rank)
+            pieces.write(self._part, own, self._place.rank, of_own)
             self._written.set()
             if self._place.rank == 0:
                 pieces.finish(self._part, own, told, self._notes())
@@ -87,12 +91,12 @@ class Writing:
         """Return all workers' notes, waiting for them no longer than anybody can still write one."""
         names = [pieces.note_name(rank) for rank in range(self._place.world_size)]
         last_s = time.monotonic() + OTHERS_S
-        while missing := set(names) - {path.name for path in self._part.glob("done-*.json")}:
+        while missing := [name for name in names if not _there(self._part / name)]:
             now_s = time.monotonic()
             if self._all_written.is_set() or not self._owner.is_alive():
                 last_s = min(last_s, now_s + LAST_S)
             if now_s > last_s or self._given_up.wait(POLL_S):
-                raise self._missing(sorted(missing))
+                raise self._missing(missing)
         return [json.loads((self._part / name).read_text()) for name in names]
 
     def _missing(self, names: list[str]) -> Exception:
@@ -116,6 +120,15 @@ class Writing:
             sync_folder(self._path.parent)
         except OSError as error:
             raise storage_error(error, self._path) from error
+
+
+def _there(path: Path) -> bool:
+    """Open it: a listing may be an old one, kept by a network file system."""
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _words(error: BaseException | None) -> str:

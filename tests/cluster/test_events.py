@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -172,6 +174,31 @@ def test_an_event_whose_post_got_lost_goes_with_the_next():
     post._count = 2
     post({"step": 2})
     assert [event["step"] for _, _, event in board.drain()] == [0, 1, 2]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_board_whose_process_is_killed_loses_and_doubles_nothing():
+    """Events come on through three kills, also those that were posted and not drained."""
+    taken = []
+    board = Board(stop=never)
+    post, other = Poster(board.handle), Poster(board.handle)
+    with board.draining(taken.append):
+        for number in range(60):
+            post({"of": 1, "step": number})
+            other({"of": 2, "step": number})
+            if number in (10, 11, 40):
+                os.kill(
+                    ray.get(board.handle.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL
+                )
+        end_s = time.monotonic() + 60  # a post that found no board goes with the next one
+        while len(post.untaken()) > 1 or len(other.untaken()) > 1:
+            assert time.monotonic() < end_s
+            time.sleep(1.0)
+            post({"of": 0})
+            other({"of": 0})
+    for of in (1, 2):
+        assert [event["step"] for event in taken if event["of"] == of] == list(range(60))
 
 
 def test_a_line_torn_by_a_full_disk_costs_no_other(tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ class Worker:
 
     def save(self, step: int) -> None:
         told: dict[str, Any] = {"role": "base", "spec": {}, "parents": {}, "meta": {"rate": 0.1}}
-        self.keeper.save(step, self.groups(step), **told)
+        self.keeper.save(step, self.groups(step), own=f"of {self.place.rank}", **told)
 
     def newest(self) -> int:
         """Find the newest checkpoint, see that every row is right, and return its step."""
@@ -107,7 +107,9 @@ class Worker:
             return self.check(found)
 
     def check(self, found: Kept) -> int:
-        step = found.meta["step"]
+        step, own = found.meta["step"], found.meta["of_workers"]
+        assert own == [f"of {rank}" for rank in range(len(own))]
+        assert own
         for group, state in wanted(step).items():
             assert set(found.names(group)) == set(state)
             for name, tensor in state.items():

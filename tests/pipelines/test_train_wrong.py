@@ -21,6 +21,7 @@ from ingest.select import Selection
 from ingest.store import Dataset
 from jobs import config
 from jobs.__main__ import _guarded
+from models import checkpoint
 from pipelines import training
 from pipelines.alone import alone
 from pipelines.output import WrongInput, claim
@@ -85,6 +86,11 @@ WRONG: Mapping[str, tuple[str, tuple[str, ...], str]] = {
         "params.safetensors is missing or damaged.*next: copy",
     ),
     "a damaged index": ("motion", ("base={lab}/cut",), "checkpoint.json is damaged.*next: copy"),
+    "a start of another version": (
+        "motion",
+        ("base={lab}/base", "start={lab}/older"),
+        "start: .*another version trained it: its .* is not there and this .*of shape.*next: .*train it again",
+    ),
     "no start": ("base", ("start=nowhere",), "start: nowhere holds no checkpoint; next:"),
     "start of another role": (
         "base",
@@ -203,9 +209,21 @@ def _train(tiny, folder: Path) -> None:
     torch.use_deterministic_algorithms(mode=False)
     for name in ("unfinished", "damaged", "cut"):
         shutil.copytree(folder / "base", folder / name)
+    shutil.copytree(folder / "motion", folder / "older")
+    _age(folder / "older")
     shutil.rmtree(folder / "unfinished" / "checkpoint")
     halve(folder / "damaged" / "checkpoint" / "params.safetensors")
     halve(folder / "cut" / "checkpoint" / "checkpoint.json")
+
+
+def _age(folder: Path) -> None:
+    """Make the checkpoint one of a version whose network had a tensor less."""
+    told = checkpoint.load(folder / "checkpoint")
+    state = told.tensors["params"]
+    state.pop(max(state))
+    shutil.rmtree(folder / "checkpoint")
+    more = {"role": told.role, "spec": told.spec, "parents": told.parents, "meta": told.meta}
+    checkpoint.save(folder / "checkpoint", tensors={"params": state}, **more)
 
 
 def _publish(folder: Path) -> None:
