@@ -1,7 +1,7 @@
 """Who does a pool's work: plain Ray tasks, or actors that are reused; both keep Ray's own retries off, as it tells of none."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -22,8 +22,8 @@ class PoolError(RuntimeError):
 class Hands(Protocol):
     """Who does the work: tasks or actors."""
 
-    def free(self) -> bool:
-        """Return whether a unit can be submitted now."""
+    def free(self, *, width: int, alone: bool) -> bool:
+        """Return whether a unit can be submitted now: one of `width` parts, or one that shares its worker with none."""
         ...
 
     def building(self) -> list[Any]:
@@ -34,12 +34,12 @@ class Hands(Protocol):
         """Take note that one of `building` has ended; raises PoolError when it has failed for good."""
         ...
 
-    def submit(self, payload: Any) -> Any:
-        """Start one attempt and return Ray's reference to its report."""
+    def submit(self, payloads: Sequence[Any], *, alone: bool) -> list[Any]:
+        """Start one attempt, each payload on a worker of its own, and return Ray's references to the reports."""
         ...
 
-    def release(self, reference: Any, *, alive: bool) -> None:
-        """Take note that an attempt has ended, and whether its worker survived it."""
+    def release(self, reference: Any, *, alive: bool) -> bool:
+        """Take note that an attempt has ended, and whether its worker survived it; return whether others died with it."""
         ...
 
     def dismiss(self) -> None:
@@ -58,9 +58,9 @@ class Tasks:
         self._window = window
         self._running: set[Any] = set()
 
-    def free(self) -> bool:
+    def free(self, *, width: int, alone: bool) -> bool:  # noqa: ARG002  each has its own worker
         """Return whether the window has room."""
-        return len(self._running) < self._window
+        return len(self._running) + width <= self._window
 
     def building(self) -> list[Any]:
         """Return nothing: Ray starts workers by itself."""
@@ -69,15 +69,16 @@ class Tasks:
     def built(self, reference: Any) -> None:
         """Never called, as nothing is built."""
 
-    def submit(self, payload: Any) -> Any:
-        """Start a task."""
-        reference = self._remote.remote(self._function, payload)
-        self._running.add(reference)
-        return reference
+    def submit(self, payloads: Sequence[Any], *, alone: bool) -> list[Any]:  # noqa: ARG002
+        """Start the tasks."""
+        references = [self._remote.remote(self._function, payload) for payload in payloads]
+        self._running.update(references)
+        return references
 
-    def release(self, reference: Any, *, alive: bool) -> None:  # noqa: ARG002
+    def release(self, reference: Any, *, alive: bool) -> bool:  # noqa: ARG002
         """Forget the task; Ray replaces a dead worker by itself."""
         self._running.discard(reference)
+        return False
 
     def dismiss(self) -> None:
         """Kill the workers of what is still running."""
@@ -87,17 +88,26 @@ class Tasks:
 
 
 class Crew:
-    """Actors that are reused, each for one unit at a time; a unit is given only to one that is known to be built."""
+    """Actors that are reused, each for at most `per_actor` units at a time, and only when it is known to be built."""
 
     def __init__(
-        self, actor: Callable[..., Any], arguments: tuple[Any, ...], need: Need, *, size: int
+        self,
+        actor: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        need: Need,
+        *,
+        size: int,
+        per_actor: int = 1,
     ) -> None:
         self._plan = ray.put(actor), ray.put(arguments)
         remote: Any = ray.remote
-        self._remote: Any = remote(max_restarts=0, max_task_retries=0, **need.options)(Host)
+        told = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": per_actor}
+        self._remote: Any = remote(**told, **need.options)(Host)
+        self._per_actor = per_actor
         self._building: dict[Any, Any] = {}
-        self._busy: dict[Any, Any] = {}
-        self._free: list[Any] = []
+        self._running: dict[Any, dict[Any, bool]] = {}  # host -> its references, and whether alone
+        self._holder: dict[Any, Any] = {}
+        self._died_together: set[Any] = set()
         self._lost_builds = 0
         for _ in range(size):
             self._hire()
@@ -106,9 +116,14 @@ class Crew:
         host = self._remote.remote()
         self._building[host.make.remote(*self._plan)] = host
 
-    def free(self) -> bool:
-        """Return whether an actor is built and idle."""
-        return bool(self._free)
+    def free(self, *, width: int, alone: bool) -> bool:
+        """Return whether actors are built that have room; parts and what is alone need idle ones."""
+        if width == 1 and not alone:
+            return any(self._room(running) for running in self._running.values())
+        return sum(not running for running in self._running.values()) >= width
+
+    def _room(self, running: dict[Any, bool]) -> bool:
+        return len(running) < self._per_actor and not any(running.values())
 
     def building(self) -> list[Any]:
         """Return the references to the actors that are being built."""
@@ -128,32 +143,45 @@ class Crew:
         if failure is not None:
             raise PoolError(f"an actor cannot be built: {failure.error_class}: {failure.message}")
         self._lost_builds = 0
-        self._free.append(host)
+        self._running[host] = {}
 
-    def submit(self, payload: Any) -> Any:
-        """Give a unit to a free actor."""
-        host = self._free.pop()
-        reference = host.call.remote(payload)
-        self._busy[reference] = host
-        return reference
+    def submit(self, payloads: Sequence[Any], *, alone: bool) -> list[Any]:
+        """Give the payloads to the actors that have least to do."""
+        hosts = sorted(self._running, key=lambda host: len(self._running[host]))
+        hosts = [host for host in hosts if self._room(self._running[host])]
+        references = []
+        for host, payload in zip(hosts, payloads, strict=False):
+            reference = host.call.remote(payload)
+            self._running[host][reference] = alone or len(payloads) > 1
+            self._holder[reference] = host
+            references.append(reference)
+        return references
 
-    def release(self, reference: Any, *, alive: bool) -> None:
+    def release(self, reference: Any, *, alive: bool) -> bool:
         """Free the actor, or begin to build one in its place."""
-        host = self._busy.pop(reference)
+        host = self._holder.pop(reference)
+        together = reference in self._died_together
+        self._died_together.discard(reference)
+        running = self._running.get(host)
+        if running is None:
+            return together
+        del running[reference]
         if alive:
-            self._free.append(host)
-            return
+            return False
+        del self._running[host]
+        self._died_together.update(running)
         with contextlib.suppress(failures.RayError):
             ray.kill(host)
         self._hire()
+        return bool(running)
 
     def dismiss(self) -> None:
         """End all actors."""
-        for host in (*self._free, *self._busy.values(), *self._building.values()):
+        for host in (*self._running, *self._building.values()):
             with contextlib.suppress(failures.RayError):
                 ray.kill(host)
-        self._free.clear()
-        self._busy.clear()
+        self._running.clear()
+        self._holder.clear()
         self._building.clear()
 
 

@@ -1,5 +1,6 @@
 """What the cluster has, and whether a piece of work fits: work that never fits must fail with a sentence, not wait forever."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
@@ -81,6 +82,36 @@ def fit(need: Need, *, num_workers: int) -> None:
         f"{num_workers} workers of {asked} each do not fit: the cluster's {len(has)} machines have "
         f"{there or 'nothing'}, which is enough for {most}; next: ask for fewer or smaller ones, "
         "or name a larger cluster with --address"
+    )
+
+
+def fit_all(asked: Sequence[tuple[Need, int]]) -> None:
+    """Raise NotEnough unless all these workers, each kind in its number, can run at once."""
+    for need, number in asked:
+        fit(need, num_workers=number)
+    if len(asked) < 2:
+        return
+    has = list(nodes())
+    for need, number in sorted(asked, key=lambda one: tuple(-x for x in one[0].named.values())):
+        for _ in range(number):
+            room = next((n for n, node in enumerate(has) if _on(node, need)), None)
+            if room is None:
+                words = " and ".join(
+                    f"{count} of {', '.join(f'{x:g} {name}' for name, x in one.named.items())}"
+                    for one, count in asked
+                )
+                raise NotEnough(
+                    f"{words} do not fit at once on {len(has)} machines; next: ask for fewer or smaller ones, "
+                    "or name a larger cluster with --address"
+                )
+            has[room] = _less(has[room], need)
+
+
+def _less(node: Node, need: Need) -> Node:
+    return Node(
+        num_cpus=node.num_cpus - need.num_cpus,
+        num_gpus=node.num_gpus - need.num_gpus,
+        memory_bytes=node.memory_bytes - need.memory_bytes,
     )
 
 

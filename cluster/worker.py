@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 STAGE_WORKER = "worker"
 MESSAGE_CHARS = 2000
@@ -27,7 +27,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What a worker sends back for one attempt."""
+    """What a worker sends back for one attempt; `lost` says how its process was lost where it sent nothing.
+
+    `missed_others` is of a part that failed because others did.
+    """
 
     value: Any = None
     failure: Failure | None = None
@@ -37,6 +40,8 @@ class Report:
     cpu_s: float = 0.0
     worker: str = ""
     max_rss_bytes: int = 0
+    lost: Literal["", "node", "together"] = ""
+    missed_others: bool = False
 
 
 class Host:
@@ -61,18 +66,20 @@ class Host:
 def call(function: Callable[[Any], Any], payload: Any) -> Report:
     """Make one attempt at a unit and report it, whatever it raises."""
     started_s, spent_s = time.monotonic(), _cpu_s()
-    value, failure, fatal, retryable = None, None, None, True
+    value, failure, fatal, retryable, missed = None, None, None, True, False
     try:
         value = function(payload)
     except Exception as error:  # noqa: BLE001  a unit's failure is data, the driver decides
         failure = describe(error)
         retryable = bool(getattr(error, "retryable", True))
         fatal = _portable(error) if getattr(error, "fatal", False) else None
+        missed = bool(getattr(error, "missed_others", False))
     return Report(
         value=value,
         failure=failure,
         retryable=retryable,
         fatal=fatal,
+        missed_others=missed,
         wall_s=time.monotonic() - started_s,
         cpu_s=_cpu_s() - spent_s,
         worker=f"{socket.gethostname()}/{os.getpid()}",

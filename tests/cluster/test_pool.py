@@ -302,3 +302,167 @@ def test_settings_are_checked():
         pool.Pool(max_attempts=0)
     with pytest.raises(ValueError, match="window"):
         pool.Pool(window=-1)
+
+
+class Marks:
+    """Adds a mark; says where and when it worked, one unit at a time or two."""
+
+    def __init__(self, mark, folder, wait_s=0.0):
+        self.mark, self.folder, self.wait_s = mark, folder, wait_s
+
+    def __call__(self, told):
+        begun_s = time.time()
+        time.sleep(self.wait_s)
+        name = told if isinstance(told, str) else told.payload
+        with (self.folder / self.mark).open("a") as file:
+            file.write(f"{name} {begun_s} {time.time()}\n")
+        return name + self.mark
+
+    @staticmethod
+    def told(folder, mark):
+        rows = [line.split() for line in (folder / mark).read_text().splitlines()]
+        return {name: (float(begun), float(ended)) for name, begun, ended in rows}
+
+
+def station(*arguments, number=1, actor=Marks, **more):
+    config = pool.Pool(num_cpus=0.5, **more)
+    return pool.Station(actor=actor, arguments=arguments, num_actors=number, config=config)
+
+
+def test_units_pass_all_stations_and_stations_work_at_the_same_time(tmp_path):
+    line = [station("a", tmp_path, 0.3), station("b", tmp_path, 0.3)]
+    outcomes = by_key(pool.run_line(line, units([f"u{i}" for i in range(6)]), stop=Flag()))
+    assert {o.key: o.value for o in outcomes.values()} == {str(i): f"u{i}ab" for i in range(6)}
+    first, second = Marks.told(tmp_path, "a"), Marks.told(tmp_path, "b")
+    spans = [(second[f"u{i}a"], first[f"u{i + 1}"]) for i in range(5)]
+    assert sum(max(a[0], b[0]) < min(a[1], b[1]) for a, b in spans) >= 3
+    assert all(o.wall_s >= 0.6 for o in outcomes.values())
+
+
+def test_a_fast_station_waits_for_a_slow_one_behind_it(tmp_path):
+    line = [station("a", tmp_path), station("b", tmp_path, 0.3)]
+    ahead = []
+    for outcome in pool.run_line(line, units([f"u{i}" for i in range(8)]), stop=Flag()):
+        done = len((tmp_path / "a").read_text().splitlines())
+        ahead.append(done - int(outcome.key) - 1)
+    assert max(ahead) <= 3
+
+
+class Fails(Marks):
+    def __call__(self, told):
+        if "odd" in told:
+            work((self.folder, told, "die", 1))
+            raise NotAgain("never at this station")
+        return super().__call__(told)
+
+
+def test_what_fails_at_a_station_ends_there_and_the_others_go_on(tmp_path):
+    line = [station("a", tmp_path), station("b", tmp_path, actor=Fails)]
+    told = ["u0", "odd", "u2", "u3"]
+    outcomes = by_key(pool.run_line(line, units(told), stop=Flag()))
+    failure = outcomes["1"].failure
+    assert failure is not None
+    assert (failure.error_class, outcomes["1"].attempts) == ("NotAgain", 2)
+    assert [outcomes[key].value for key in "023"] == ["u0ab", "u2ab", "u3ab"]
+    assert list(Marks.told(tmp_path, "a")).count("odd") == 1
+
+
+def test_after_a_stop_what_has_begun_passes_the_stations_behind(tmp_path):
+    stop = Flag()
+    line = [station("a", tmp_path, 0.1), station("b", tmp_path, 0.1)]
+    endless = (pool.Unit(key=str(i), payload=f"u{i}") for i in itertools.count())
+    came = []
+    for outcome in pool.run_line(line, endless, stop=stop):
+        came.append(outcome)
+        stop.requested = stop.requested or len(came) == 3
+    assert len(came) == len(Marks.told(tmp_path, "a"))
+    assert all(outcome.value.endswith("ab") for outcome in came)
+
+
+def test_stations_that_do_not_fit_together_are_refused_at_once(tmp_path):
+    most = int(resources.nodes()[0].num_cpus)
+    line = [station("a", tmp_path, number=most), station("b", tmp_path, number=most + 1)]
+    with pytest.raises(resources.NotEnough, match=r"do not fit at once on 1 machines; next:"):
+        list(pool.run_line(line, units(["u"]), stop=Flag()))
+
+
+class Meets:
+    """Parts of a unit wait for each other in a folder; one may be made to die there."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, told):
+        if not isinstance(told, pool.Part):
+            return "narrow", os.getpid()
+        name, dies = told.payload
+        if dies and told.number == 1 and times_called(self.folder, f"{name}.tried") == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        here = self.folder / told.meeting
+        here.mkdir(exist_ok=True)
+        (here / str(told.number)).touch()
+        end_s = time.monotonic() + 5
+        while len(list(here.iterdir())) < told.count:
+            if time.monotonic() > end_s:
+                raise Missed("the others did not come")
+            time.sleep(0.01)
+        return told.number, told.count, os.getpid()
+
+
+class Missed(RuntimeError):
+    missed_others = True
+
+
+def test_a_wide_unit_has_its_actors_at_the_same_time(tmp_path):
+    told = [pool.Unit(key="narrow", payload="n")]
+    told += [pool.Unit(key=f"w{i}", payload=(f"w{i}", False), width=2) for i in range(3)]
+    told += [pool.Unit(key="wider", payload=("wider", False), width=9)]
+    config = pool.Pool(num_cpus=0.5)
+    outcomes = by_key(
+        pool.run_actors(Meets, (tmp_path,), told, num_actors=2, config=config, stop=Flag())
+    )
+    assert outcomes["narrow"].value[0] == "narrow"
+    for key in ("w0", "w1", "w2", "wider"):
+        assert outcomes[key].failure is None
+        assert outcomes[key].value[:2] == (0, 2)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_part_that_dies_costs_its_unit_one_attempt_at_another_meeting(tmp_path):
+    told = [pool.Unit(key=f"w{i}", payload=(f"w{i}", i == 1), width=2) for i in range(3)]
+    config = pool.Pool(num_cpus=0.5, max_attempts=2)
+    outcomes = by_key(
+        pool.run_actors(Meets, (tmp_path,), told, num_actors=2, config=config, stop=Flag())
+    )
+    assert {key: (o.failure, o.attempts) for key, o in outcomes.items()} == {
+        "w0": (None, 1),
+        "w1": (None, 2),
+        "w2": (None, 1),
+    }
+    once = [pool.Unit(key="w", payload=("w", True), width=2)]
+    config = pool.Pool(num_cpus=0.5, max_attempts=1)
+    (lost,) = pool.run_actors(Meets, (tmp_path,), once, num_actors=2, config=config, stop=Flag())
+    assert lost.failure is not None
+    assert lost.failure.error_class == "ActorDiedError", "not that of the part that was left"
+
+
+def test_two_units_on_an_actor_overlap_and_a_poison_unit_takes_nobody_with_it(tmp_path):
+    config = pool.Pool(num_cpus=0.5, per_actor=2)
+    told = units([f"u{i}" for i in range(4)])
+    arguments = ("a", tmp_path, 0.5)
+    came = by_key(pool.run_actors(Marks, arguments, told, num_actors=1, config=config, stop=Flag()))
+    assert len(came) == 4
+    spans = sorted(Marks.told(tmp_path, "a").values())
+    assert spans[1][0] < spans[0][1], "two at a time"
+    assert spans[2][0] >= min(spans[0][1], spans[1][1]) - 0.05, "and no third"
+    told = [(tmp_path, f"v{i}", "none", 0) for i in range(6)]
+    told.insert(2, (tmp_path, "poison", "die", 99))
+    outcomes = by_key(
+        pool.run_actors(Worker, (0,), units(told), num_actors=1, config=config, stop=Flag())
+    )
+    failure = outcomes["2"].failure
+    assert failure is not None
+    assert failure.error_class == "ActorDiedError"
+    assert outcomes["2"].attempts == 3
+    others = [outcomes[key] for key in outcomes if key != "2"]
+    assert all((one.failure, one.attempts) == (None, 1) for one in others)

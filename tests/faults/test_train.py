@@ -60,7 +60,6 @@ def test_twenty_kills_of_driver_worker_and_raylet(tiny, tmp_path, role):
         step = chance.randrange(done + 1, STEPS) if done + 1 < STEPS else STEPS - 1
         code, said = killed_at_step(tmp_path, victim, step, "train", "train.toml", "out=out")
         kills, ended = kills + 1, ended + 1
-        print(f"{role}: {kills} kills, the last of a {victim} at step {step}: {code}")
         if code != 0 and victim == "worker":
             raise AssertionError(said[-2000:])
         # not where the result lies: workers may outlive their driver long enough to publish it
