@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from ray.cluster_utils import Cluster
 
 store = 90 << 20
 cluster = Cluster(initialize_head=True, head_node_args={
-    "num_cpus": 1, "object_store_memory": store, "include_dashboard": False, "temp_dir": sys.argv[1]})
+    "num_cpus": 1, "object_store_memory": store, "include_dashboard": False})
 node = cluster.add_node(num_cpus=1, object_store_memory=store)
 print(cluster.address, flush=True)
 for line in sys.stdin:
@@ -67,6 +68,7 @@ class Nodes:
     def __init__(self, process: "subprocess.Popen[str]", environment: dict[str, str]) -> None:
         self.process, self.environment = process, environment
         self.address = self._line()
+        assert self.address, "the cluster did not start"
 
     def say(self, word: str) -> None:
         assert self.process.stdin is not None
@@ -85,6 +87,7 @@ def nodes(folder: Path) -> Iterator[Nodes]:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     short = Path("/tmp") / f"kn{os.getpid()}"  # Unix sockets have short names
+    (short / "ray").mkdir(parents=True)  # where Ray notes the address of its newest cluster
     own = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -93,12 +96,12 @@ def nodes(folder: Path) -> Iterator[Nodes]:
         "PYTHONPATH": str(CHECKOUT),
     }
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", NODES, str(short)],
+        [sys.executable, "-W", "ignore", "-c", NODES],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=own,
+        env={**own, "RAY_TMPDIR": str(short)},
     )
     try:
         yield Nodes(process, own)
@@ -106,6 +109,7 @@ def nodes(folder: Path) -> Iterator[Nodes]:
         assert process.stdin is not None
         process.stdin.close()
         process.wait(60)
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def started(
@@ -115,14 +119,14 @@ def started(
     told = {"dataset": tiny.root, "out": folder / name, "steps": STEPS, "every": EVERY, **keys}
     recipe.write_text(RECIPE.format(**told))
     words = ["train", str(recipe), "--address", cluster.address]
-    log = (folder / f"{name}.log").open("w")
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs", *words],
-        cwd=folder,
-        env=cluster.environment,
-        stdout=log,
-        stderr=log,
-    )
+    with (folder / f"{name}.log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs", *words],
+            cwd=folder,
+            env=cluster.environment,
+            stdout=log,
+            stderr=log,
+        )
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
