@@ -4,6 +4,7 @@ Checkpoints, metrics and resuming are the caller's (ray-and-mlflow.md 5: Ray's r
 trainer runs beside the main thread, because there it would replace the handler of Ctrl-C by its own.
 """
 
+import os
 import re
 import threading
 import warnings
@@ -22,6 +23,10 @@ from cluster import raylet, resources
 POLL_S = 0.2
 # Groups that could not even be started: enough to wait for a machine that comes back, not for ever.
 MAX_STARTS = 20
+# How long Ray Train waits for room for a group. One that may be smaller must not wait for machines that are gone: Ray
+# counts them for 20 s more, and only then makes it smaller.
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+WAIT_S, ELASTIC_WAIT_S = 300, 15
 DEAD = (RayActorError, WorkerCrashedError, NodeDiedError)
 # How an exchange between workers fails when one of them is gone: nobody's fault who says so.
 LEFT_ALONE = re.compile(
@@ -92,6 +97,7 @@ def fit(
                 ),
             ),
         )
+        os.environ[START_TIMEOUT] = str(WAIT_S if isinstance(num_workers, int) else ELASTIC_WAIT_S)
         failed = _ran(trainer)
         if failed is None:
             return

@@ -43,6 +43,7 @@ class Place:
     hands: Hands
     config: Pool
     size: int
+    wide: bool = True
     again: deque[Flight] = field(default_factory=deque)
     waiting: deque[Flight] = field(default_factory=deque)
 
@@ -56,7 +57,7 @@ class Place:
 
     def width(self, flight: Flight) -> int:
         """Return how many workers of this place take part."""
-        return max(min(flight.unit.width, self.size), 1)
+        return max(min(flight.unit.width, self.size), 1) if self.wide else 1
 
 
 class Loop:

@@ -52,12 +52,13 @@ def run_actors(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Station:
-    """Actors of one kind; `need`s of all stations of a line are met at once."""
+    """Actors of one kind; `need`s of all stations of a line are met at once. Where `wide` is false, so is no unit."""
 
     actor: Callable[..., Any]
     arguments: tuple[Any, ...]
     num_actors: int
     config: Pool
+    wide: bool = True
 
 
 def run_line(
@@ -80,6 +81,7 @@ def run_line(
             ),
             one.config,
             one.num_actors,
+            one.wide,
         )
         for one in stations
     ]

@@ -151,3 +151,15 @@ def reason(error: BaseException) -> str:
 def now_ms() -> int:
     """Return the time in UNIX milliseconds, as records carry it."""
     return int(time.time() * 1000)
+
+
+def embedded_uri(folder: Path) -> str:
+    """Return the URI of the embedded store in a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder.resolve()}/mlflow.db"
+
+
+def artifact_uri(uri: str) -> str | None:
+    """Return where the embedded store keeps artifacts, beside its file; a server decides by itself."""
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else (Path(path).resolve().parent / "artifacts").as_uri()

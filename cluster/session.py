@@ -50,7 +50,6 @@ ENVIRONMENT = {
     # Ray Train hands these on to its controller and workers: it looks twice a second instead of every two seconds, waits
     # for slow imports, and does not watch itself through the dashboard that we do not start.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.recording import LOCAL, Found, Run, Warn, hopeless, now_ms, reason, send
+from cluster.recording import LOCAL, Found, Run, Warn, artifact_uri, hopeless, now_ms, reason, send
+from cluster.recording import embedded_uri as embedded_uri  # noqa: PLC0414  where a store is
 from cluster.spool import Record, Spool, leftovers, shortened, spool_of, without_secrets
 
 LOCAL_TAG = "kinoray.local_id"
 PARENT_TAG = "mlflow.parentRunId"
+NOW = "kinoray.now."
 SEND_EVERY_S = 2.0
 RETRY_AFTER_S = 20.0
 METRICS_A_BATCH = 1000
@@ -32,12 +34,6 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-
-
-def embedded_uri(folder: Path) -> str:
-    """Return the URI of the embedded store in a folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder.resolve()}/mlflow.db"
 
 
 class Tracker:
@@ -140,7 +136,7 @@ class _Store:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._lock = threading.RLock()
-        self._artifacts = _artifact_uri(uri)
+        self._artifacts = artifact_uri(uri)
         # MLflow and what it imports warn of each other's deprecations; none of it is for our user.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -252,19 +248,22 @@ class _Store:
         return self._seen[key]
 
     def _tags(self, run_id: str, record: Record) -> None:
-        tags = [
-            self._entities.RunTag(name, text[:MAX_TAG_CHARS])
-            for name, text in record["values"].items()
-        ]
-        for start in range(0, len(tags), ENTRIES_A_BATCH):
-            self._client.log_batch(run_id, tags=tags[start : start + ENTRIES_A_BATCH])
+        values = record["values"].items()
+        self._entries(run_id, tags=[self._entities.RunTag(n, v[:MAX_TAG_CHARS]) for n, v in values])
 
     def _params(self, run_id: str, record: Record) -> None:
-        params = [
-            self._entities.Param(name, shortened(text)) for name, text in record["values"].items()
-        ]
-        for start in range(0, len(params), ENTRIES_A_BATCH):
-            self._client.log_batch(run_id, params=params[start : start + ENTRIES_A_BATCH])
+        # A store never changes a param: what a continuation says otherwise becomes a tag.
+        had = self._client.get_run(run_id).data.params
+        told = {name: shortened(text) for name, text in record["values"].items()}
+        other = {NOW + name: text for name, text in told.items() if had.get(name, text) != text}
+        self._tags(run_id, {"values": other})
+        same = {name: text for name, text in told.items() if NOW + name not in other}
+        self._entries(run_id, params=[self._entities.Param(n, v) for n, v in same.items()])
+
+    def _entries(self, run_id: str, **entries: list[Any]) -> None:
+        for kind, some in entries.items():
+            for start in range(0, len(some), ENTRIES_A_BATCH):
+                self._client.log_batch(run_id, **{kind: some[start : start + ENTRIES_A_BATCH]})
 
     def _artifact(self, run_id: str, record: Record) -> None:
         if not Path(record["path"]).exists():
@@ -292,9 +291,3 @@ def search(uri: str, experiment: str) -> Iterator[Found]:
     if path != uri and not Path(path).exists():
         return
     yield from _Store(uri).search(experiment)
-
-
-def _artifact_uri(uri: str) -> str | None:
-    """Return where the embedded store keeps artifacts, beside its file; a server decides by itself."""
-    path = uri.removeprefix("sqlite:///")
-    return None if path == uri else (Path(path).resolve().parent / "artifacts").as_uri()

@@ -120,6 +120,9 @@ def train(recipe: Path, overrides: tuple[str, ...], **flags: Any) -> None:
 
 @kinoray.command()
 @_recipe
+@click.option(
+    "--verify", is_flag=True, help="Look at every file first; what is damaged is made again."
+)
 @_flags
 def sample(recipe: Path, overrides: tuple[str, ...], **flags: Any) -> None:
     """Generate an evaluation set: prompts times seeds, overlapping windows reduced by MultiDiffusion."""

@@ -20,6 +20,7 @@ class Flags:
     as_json: bool = False
     quiet: bool = False
     no_resume: bool = False
+    verify: bool = False
     address: str = ""
     debug: bool = False
 
@@ -47,6 +48,7 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
         tracking_uri=made.tracking_uri,
         show=render.Progress(quiet=flags.quiet),
         resume=not flags.no_resume,
+        verify=flags.verify,
         on_stop=render.stopping,
         report=curate_report.page_of,
     ) as surroundings:

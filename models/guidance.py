@@ -57,16 +57,30 @@ def weight(guidance: Guidance, step: int, steps: int) -> float:
     return _check(guidance(step, steps))
 
 
-def guided(conditional: Denoise, unconditional: Denoise | None, guidance_scale: float) -> Denoise:
-    """Return p_u + w (p_c - p_u); with w = 1 it is the conditional model itself."""
+def guided(
+    conditional: Denoise,
+    unconditional: Denoise | None,
+    guidance_scale: float,
+    *,
+    both: Denoise | None = None,
+) -> Denoise:
+    """Return p_u + w (p_c - p_u); with w = 1 it is the conditional model itself.
+
+    `both` makes the two in one pass: it is called with each video twice and treats the first half as `conditional` does, the
+    second as `unconditional`, which is then not needed.
+    """
     if guidance_scale == 1.0:
         return conditional
-    if unconditional is None:
+    if both is None and unconditional is None:
         raise ValueError(f"guidance {guidance_scale} needs the unconditional denoiser as well")
 
     def denoise(x: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
-        base = unconditional(x, timestep_B).float()  # the difference is small: not in bf16
-        return base + guidance_scale * (conditional(x, timestep_B).float() - base)
+        if both is not None:
+            told, base = both(torch.cat((x, x)), torch.cat((timestep_B, timestep_B))).chunk(2)
+        else:
+            told, base = conditional(x, timestep_B), unconditional(x, timestep_B)  # type: ignore[misc]
+        base = base.float()  # the difference is small: not in bf16
+        return base + guidance_scale * (told.float() - base)
 
     return denoise
 

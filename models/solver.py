@@ -6,7 +6,7 @@ depend on the batch size (kernels differ): keep one size where bits must agree.
 Letters: B batch, C channels, T frames, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -21,6 +21,7 @@ from models.sdedit import Start
 Composite = Literal["none", "final", "every_step"]
 Sampler = Literal["ddim", "dpm++", "ddpm"]
 Threshold = Literal["none", "static", "dynamic"]
+Draw = Callable[[Sequence[int], str, int, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,11 @@ class Sampling:
         for step in range(self.steps):  # now, not after hours
             self.weight(step)
 
+    @property
+    def guided(self) -> bool:
+        """Whether any step is."""
+        return any(self.weight(step) != 1.0 for step in range(self.steps))
+
     def weight(self, step: int) -> float:
         """Return the guidance weight of a step, at least 1."""
         chosen = self.guidance or guidance.Constant(scale=self.guidance_scale)
@@ -76,18 +82,21 @@ def solve(
     seeds: Sequence[int],
     settings: Sampling,
     unconditional: Denoise | None = None,
+    both: Denoise | None = None,
     known: Known | None = None,
     composite: Composite = "none",
     start: Start | None = None,
+    draw: Draw | None = None,
 ) -> torch.Tensor:
     """Return x_BCTHW at the end of the reverse process, from pure noise x.
 
-    Guidance above 1 needs `unconditional`, which runs at such steps only. `composite` puts known
-    pixels into the result, bit for bit ("final"), and also into the x0 of each step ("every_step"),
-    so that the rest is made around them. Raises ValueError when shapes or arguments do not agree.
+    Guidance above 1 needs `unconditional` or `both` (guidance.guided), which run at such steps only. `composite` puts known
+    pixels into the result, bit for bit ("final"), and also into the x0 of each step ("every_step"), so that the rest is made
+    around them. Where x is a part of a video, `draw` gives its frames' noise. Raises ValueError when arguments do not agree.
     """
     _check_task(x_BCTHW, known=known, composite=composite, start=start)
     known = None if known is None else known.to(x_BCTHW)
+    draw = draw or drawn
     schedule = settings.schedule
     times = diffusion.timesteps(schedule, settings.steps)
     scheduler = diffusion.make_scheduler(settings.sampler, schedule, settings.steps)
@@ -96,7 +105,7 @@ def solve(
         x_BCTHW = start.noised(x_BCTHW, times[first:], schedule)
     for step in range(first, settings.steps):
         timestep_B = torch.full((len(seeds),), times[step], device=x_BCTHW.device)
-        weighed = guidance.guided(denoise, unconditional, settings.weight(step))
+        weighed = guidance.guided(denoise, unconditional, settings.weight(step), both=both)
         prediction = diffusion.thresholded(
             weighed(x_BCTHW, timestep_B).float(),
             x_BCTHW,
@@ -107,7 +116,7 @@ def solve(
         if known is not None and composite == "every_step":
             certain = diffusion.from_x0(known.video_BCTHW, x_BCTHW, timestep_B, schedule)
             prediction = torch.where(known.mask_B1THW == 1, certain, prediction)
-        fresh = drawn(seeds, "step", step, x_BCTHW) if settings.sampler == "ddpm" else None
+        fresh = draw(seeds, "step", step, x_BCTHW) if settings.sampler == "ddpm" else None
         x_BCTHW = diffusion.advance(scheduler, prediction, step, x_BCTHW, step_noise=fresh)
     return x_BCTHW if known is None or composite == "none" else known.composite(x_BCTHW)
 
@@ -125,8 +134,10 @@ def _check_task(
             raise ValueError(f"`{name}` has shape {shape}, the video to be made {list(x.shape)}")
 
 
-def drawn(seeds: Sequence[int], stream: str, step: int, like: torch.Tensor) -> torch.Tensor:
-    """Return addressed noise of the shape of `like`, a whole video, drawn where that is."""
+def drawn(
+    seeds: Sequence[int], stream: str, step: int, like: torch.Tensor, *, first_frame: int = 0
+) -> torch.Tensor:
+    """Return addressed noise of the shape of `like`, a video from `first_frame` on, drawn where that is."""
     b, c, t, h, w = like.shape
     if b != len(seeds):
         raise ValueError(f"{len(seeds)} seeds for {b} videos: one each")
@@ -134,7 +145,7 @@ def drawn(seeds: Sequence[int], stream: str, step: int, like: torch.Tensor) -> t
         seeds,
         stream=stream,
         step=step,
-        frames_BT=torch.arange(t).expand(b, t),
+        frames_BT=torch.arange(first_frame, first_frame + t).expand(b, t),
         shape=(c, h, w),
         device=like.device,
     )

@@ -1,4 +1,4 @@
-"""One run at a time in a training's folder, and nothing in it that a killed one left half written.
+"""One run at a time in an output folder, and nothing in it that a killed one left half written.
 
 A lock tells, not a process id: ids are reused, and differ between machines that share the folder. Whoever holds it
 knows that everything with a temporary name belongs to nobody.
@@ -7,7 +7,7 @@ knows that everything with a temporary name belongs to nobody.
 import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -17,18 +17,24 @@ from pipelines.output import WrongInput
 
 
 @contextlib.contextmanager
-def alone(folder: Path, *, scratch: Path) -> Iterator[int]:
+def alone(
+    folder: Path,
+    *,
+    scratch: Path | None = None,
+    temporary: Sequence[str] = ("", "checkpoints", "samples"),
+) -> Iterator[int]:
     """Hold a claimed folder for the time of a with block; give the bytes that were cleared away.
 
-    What is cleared: files and checkpoints that were being written, checkpoints without an index, `scratch`. Raises WrongInput
-    when another run holds the folder. Where the file system has no locks nothing is held, and nothing cleared.
+    What is cleared: files that were being written, in the folder and those of its folders that match `temporary`,
+    checkpoints without an index, `scratch`. Raises WrongInput when another run holds the folder. Where the file system has
+    no locks nothing is held, and nothing cleared.
     """
     # the kernel gives the lock up, however this process ends
     with (folder / "recipe.json").open("r+b") as lock:
         if not _lock(lock, folder):
             yield 0
             return
-        yield sum(_removed(path) for path in [*_abandoned(folder), scratch])
+        yield sum(map(_removed, [*_abandoned(folder, temporary), *([scratch] if scratch else [])]))
 
 
 def refuse_running(folder: Path) -> None:
@@ -44,18 +50,18 @@ def _lock(lock: IO[bytes], folder: Path) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WrongInput(
-            f"{folder}: another run is training in it; next: wait for its end, or choose another folder with out=..."
+            f"{folder}: another run is at work in it; next: wait for its end, or choose another folder with out=..."
         ) from None
     except OSError:
         return False
     return True
 
 
-def _abandoned(folder: Path) -> list[Path]:
+def _abandoned(folder: Path, temporary: Sequence[str]) -> list[Path]:
     whole = {saved.folder_of(folder, step) for step in saved.steps(folder)}
     half = {path for path in folder.glob("checkpoints/step-*") if path not in whole}
     # not in what lies deeper, which may be the output of another run; and a claim is written before the lock is held
-    places = (folder, *(folder / name for name in ("checkpoints", "samples")))
+    places = [place for name in temporary for place in (folder.glob(name) if name else [folder])]
     left = {p for place in places for p in place.glob(f".*{TEMPORARY}*")}
     return sorted({*left.difference(folder.glob(f".recipe.json{TEMPORARY}*")), *half})
 

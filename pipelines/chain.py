@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from cluster.session import Cluster
 from pipelines import curate, evaluate, sample, train
 from pipelines.context import Context, Recorder, recorded
-from pipelines.identity import HOW_TO_RUN, plain
+from pipelines.identity import plain, what_is_made
 from pipelines.output import Claim, claim
 from pipelines.plan import Plan
 
@@ -186,10 +186,7 @@ class _Running:
 
 def _identity(config: Config) -> dict[str, Any]:
     """Return what the steps make: a step that would be refused later must not run after one that already worked."""
-    steps = {
-        step.name: {k: v for k, v in plain(step.config).items() if k not in HOW_TO_RUN}
-        for step in config.steps
-    }
+    steps = {step.name: what_is_made(step.config) for step in config.steps}
     return {"name": config.name, "steps": steps}
 
 

@@ -46,6 +46,7 @@ class Context:
     stop: Interrupt
     show: Show
     resume: bool
+    verify: bool = False
     parent_id: str = ""
     report: Report | None = None
     _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -70,6 +71,7 @@ def opened(
     tracking_uri: str,
     show: Show = silent,
     resume: bool = True,
+    verify: bool = False,
     on_stop: Callable[[], None] = lambda: None,
     report: Report | None = None,
 ) -> Iterator[Context]:
@@ -86,6 +88,7 @@ def opened(
             stop=stop,
             show=show,
             resume=resume,
+            verify=verify,
             report=report,
             _exits=exits,
         )

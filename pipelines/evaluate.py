@@ -22,9 +22,9 @@ from models import windows
 from models.metrics import seam
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import plain
-from pipelines.manifest import read_set, set_digest
+from pipelines.manifest import complete_rows, set_digest
 from pipelines.measure import Sheet, measure
-from pipelines.output import claim, read_json, to_json
+from pipelines.output import claim, to_json
 from pipelines.plan import Plan
 
 VERB = "evaluate"
@@ -42,23 +42,6 @@ SKIPPED = {
     "is": "needs C3D weights; not in this version",
     "clipsim": "needs CLIP weights; not in this version",
 }
-
-
-class Incomplete(Exception):
-    """An evaluation set has holes; a number over it would be a number over something else."""
-
-    exit_code = 3
-
-    def __init__(self, folder: str, missing: int, total: int) -> None:
-        super().__init__(folder, missing, total)
-        self.folder, self.missing, self.total = folder, missing, total
-
-    def __str__(self) -> str:
-        """Return one line with the way out."""
-        return (
-            f"{self.folder}: {self.missing} of {self.total} samples are missing; "
-            "next: run its sample recipe again, it continues"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +90,7 @@ def plan(config: Config) -> Plan:
 
 def run(config: Config, *, context: Context) -> Result:
     """Measure every sample of every set and summarise; raises Incomplete before measuring a set with holes."""
-    rows = {folder: _complete_rows(folder) for folder in config.sets}
+    rows = {folder: complete_rows(folder) for folder in config.sets}
     names = _names(config.sets)
     inputs = {f"set {names[f]}": set_digest(rows[f]) for f in config.sets}
     if config.reference:
@@ -138,17 +121,6 @@ def _names(sets: Sequence[Path]) -> dict[Path, str]:
     """Return a name for each set: its folder's, numbered where several have the same one."""
     count = Counter(folder.name for folder in sets)
     return {f: f.name if count[f.name] == 1 else f"{i}-{f.name}" for i, f in enumerate(sets, 1)}
-
-
-def _complete_rows(folder: Path) -> list[dict[str, Any]]:
-    rows = read_set(folder)
-    done = [row for row in rows if row["status"] == "done"]
-    made = read_json(folder / "result.json")
-    # Without a result nobody knows how many were asked for: at least one more than there are.
-    total = made["asked"] if made else len(rows) + 1
-    if len(done) < total:
-        raise Incomplete(str(folder), total - len(done), total)
-    return done
 
 
 def _measured(

@@ -1,157 +1,166 @@
-"""The sampling actor: loads the weights once, makes one video a call, writes its files before it names them.
+"""The sampling actor: makes one video at a time on its device, and writes the one before to files meanwhile.
 
-Letters: B = 1 video, C channels, T frames, H height, W width.
+A file is there before the manifest names it. An actor makes base videos ("base"), enlarges them ("ssr"), or both ("all");
+what goes from one to the other is the base video's file.
 """
 
-import hashlib
 import json
 import os
 import socket
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ingest.encode import encode_video
-from ingest.files import atomic_write
-from models import noise, samplers, windows
-from pipelines import weights
+from cluster.pool import Part
+from models import noise
+from pipelines import together, videos
+from pipelines.maker import Maker, Roles
 from pipelines.order import Order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
-    """What an actor is told once: checkpoints, where videos go, how to solve."""
+class Told:
+    """What an actor is told once: the networks, where videos go, what it makes, and what made it."""
 
-    base: str
-    motion: str
-    ssr: str
+    roles: Roles
     out: str
-    settings: dict[str, Any]
-    threads: int
-    code: str
+    stage: Literal["all", "base", "ssr"] = "all"
+    threads: int = 1
+    box: Any = None  # the letterbox of actors that share a video
+    code: str = ""
+    recipe: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """A sample whose base video is in its file: its order and what is known of its making."""
+
+    order: Order
+    files: dict[str, str]
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 class Generator:
-    """Makes samples; called with an Order, returns the manifest row of the finished video."""
+    """Makes samples; called with an Order (or Begun, for "ssr"), returns the manifest row of the finished video.
 
-    def __init__(self, told: Weights) -> None:
+    It may be called from several threads: one generates, the others encode.
+    """
+
+    def __init__(self, told: Told) -> None:
         torch.set_num_threads(told.threads)
-        self._told = told
-        base, motion = (
-            weights.load(Path(told.base), "base"),
-            weights.load(Path(told.motion), "motion"),
-        )
-        self._loaded = {"base": base, "motion": motion}
-        self._spec = motion.spec
-        self._video = weights.video_model(base, motion)
-        self._ssr = None
-        if told.ssr:
-            self._loaded["ssr"] = weights.load(Path(told.ssr), "ssr")
-            self._ssr = weights.ssr_model(self._loaded["ssr"])
+        self._told, self._out = told, Path(told.out)
+        self._maker = Maker(told.roles, base=told.stage != "ssr", ssr=told.stage != "base")
+        self._turn = threading.Lock()
 
-    def __call__(self, order: Order) -> dict[str, Any]:
-        """Make one video and return its row; the same order gives the same frames on any actor."""
-        started = time.time()
-        low, high = self.generate(order)
-        files = self._write(order, low, high)
-        plan = self._plan()
-        final = low if high is None else high
+    def __call__(self, told: Order | Begun | Part) -> dict[str, Any] | Begun | None:
+        """Make one video, or a part of one: the first part returns the row, the others None.
+
+        The same order gives the same frames on any actor, alone or with others.
+        """
+        torch.set_num_threads(self._told.threads)  # each thread has its own number
+        part = told if isinstance(told, Part) else None
+        given: Order | Begun = told.payload if isinstance(told, Part) else told
+        if isinstance(given, Begun):
+            path = self._out / given.files["base_path"]
+            low = videos.read_frames(path, given.files["base_sha256"])
+            with self._turn:
+                high = self._enlarged(given.order, low, part)
+            return None if part and part.number else self._finished(given, low, high)
+        started_s = time.time()
+        with self._turn:
+            begun_s = time.time()
+            low = self._maker.low(given)  # each part makes it: none has to wait for another
+            base_s = time.time() - begun_s
+            high = None if self._told.stage == "base" else self._enlarged(given, low, part)
+        if part and part.number:
+            return None
+        files = videos.write_base(self._out, _stem(given), low, self._maker.spec.fps)
+        begun = Begun(order=given, files=files, made={"started_s": started_s, "base_s": base_s})
+        return begun if self._told.stage == "base" else self._finished(begun, low, high)
+
+    def _enlarged(
+        self, order: Order, low: np.ndarray, part: Part | None
+    ) -> tuple[np.ndarray, float] | None:
+        if self._maker.plan is None:
+            return None
+        begun_s = time.time()
+        if part is None or part.count == 1:
+            high = self._maker.high(order, low)
+        else:
+            high = together.enlarged(self._maker, order, low, part, self._told.box)
+        return high, time.time() - begun_s
+
+    def _finished(
+        self, begun: Begun, low: np.ndarray, high: tuple[np.ndarray, float] | None
+    ) -> dict[str, Any]:
+        final, ssr_s = (low, 0.0) if high is None else high
+        files = videos.write_final(
+            self._out,
+            _stem(begun.order),
+            begun.files,
+            final,
+            self._maker.spec.fps,
+            enlarged=high is not None,
+        )
+        made = begun.made | {"ssr_s": ssr_s}
+        return self._row(replace(begun, files=files, made=made), final)
+
+    def _row(self, begun: Begun, final: np.ndarray) -> dict[str, Any]:
+        order, ended_s = begun.order, time.time()
+        settings = self._told.roles.settings
         return {
-            "identity": order.identity,
             "status": "done",
             "error": None,
-            "prompt_id": order.prompt_id,
-            "prompt": order.prompt,
-            "index": order.index,
-            "seed": f"{order.seed:016x}",
+            **order.columns(),
             "noise_id": noise.NOISE_ID,
-            **{f"{role}_digest": loaded.digest for role, loaded in self._loaded.items()},
-            "settings": json.dumps(self._told.settings, sort_keys=True),
-            "window_starts": list(plan.starts) if self._ssr else [],
-            "window_frames": plan.window if self._ssr else 0,
-            "windows": len(plan.starts) if self._ssr else 0,
+            **{f"{role}_digest": digest for role, digest in self._maker.digests.items()},
+            "settings": json.dumps(settings, sort_keys=True),
+            "recipe_digest": self._told.recipe,
+            **self._windows(),
             "frames": final.shape[0],
-            "fps": self._spec.fps,
+            "fps": self._maker.spec.fps,
             "width": final.shape[2],
             "height": final.shape[1],
-            **files,
-            "device": "cpu",
-            "dtype": "float32",
-            "torch": torch.__version__,
+            **begun.files,
+            **self._machine(),
+            "dtype": "bfloat16" if settings["precision"] == "bf16" else "float32",
             "code": self._told.code,
             "worker": f"{socket.gethostname()}/{os.getpid()}",
-            "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "wall_s": round(time.time() - started, 3),
+            "started_at": _clock(begun.made["started_s"]),
+            "ended_at": _clock(ended_s),
+            "base_s": round(begun.made["base_s"], 3),
+            "ssr_s": round(begun.made["ssr_s"], 3),
+            "wall_s": round(ended_s - begun.made["started_s"], 3),
         }
 
-    def generate(self, order: Order) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the base video and the SSR's, uint8 THWC; the second is None without an SSR."""
-        text, null = self._spec.text([order.prompt]), self._spec.text([""])
-        px = self._spec.network.sample_px
-        low = samplers.sample_base(
-            self._video,
-            text,
-            null,
-            seeds=[order.seed],
-            frames=self._spec.frames,
-            size_px=(px, px),
-            settings=self._sampling("base_solver", "motion"),
-        ).clamp(-1.0, 1.0)
-        if self._ssr is None:
-            return pixels(low), None
-        spec = self._loaded["ssr"].spec
-        high = samplers.sample_ssr(
-            self._ssr,
-            low,
-            spec.text([order.prompt]),
-            spec.text([""]),
-            seeds=[order.seed],
-            scale=spec.ssr.scale if spec.ssr else 1,
-            precondition=spec.ssr.precondition if spec.ssr else True,
-            plan=self._plan(),
-            settings=self._sampling("ssr_solver", "ssr"),
-            weights=self._told.settings["windows"]["weights"],
-            augment_level=self._told.settings["augment_level"],
-            micro_batch=self._told.settings["micro_batch"],
-        )
-        return pixels(low), pixels(high)
+    def _windows(self) -> dict[str, Any]:
+        plan = self._maker.plan
+        return {
+            "window_starts": list(plan.starts) if plan else [],
+            "window_frames": plan.window if plan else 0,
+            "windows": len(plan.starts) if plan else 0,
+        }
 
-    def _plan(self) -> windows.Plan:
-        keys = self._told.settings["windows"]
-        return getattr(windows, keys["spread"])(self._spec.frames, keys["window"], keys["overlap"])
-
-    def _sampling(self, solver: str, role: str) -> samplers.Sampling:
-        return samplers.Sampling(
-            schedule=self._loaded[role].spec.schedule, **self._told.settings[solver]
-        )
-
-    def _write(self, order: Order, low: np.ndarray, high: np.ndarray | None) -> dict[str, str]:
-        out = Path(self._told.out)
-        stem = f"videos/{order.prompt_id}/{order.index:04d}-{order.identity[:12]}"
-        final = low if high is None else high
-        names = {"base_path": f"{stem}.base.mp4", "view_path": f"{stem}.mp4"}
-        names["lossless_path"] = names["base_path"] if high is None else f"{stem}.lossless.mp4"
-        (out / stem).parent.mkdir(parents=True, exist_ok=True)
-        fps = self._spec.fps
-        atomic_write(out / names["base_path"], encode_video(low, fps, lossless=True))
-        if high is not None:
-            atomic_write(out / names["lossless_path"], encode_video(high, fps, lossless=True))
-        atomic_write(out / names["view_path"], encode_video(final, fps, lossless=False))
-        return {**names, "base_sha256": frames_sha256(low), "frames_sha256": frames_sha256(final)}
+    def _machine(self) -> dict[str, Any]:
+        device = self._maker.device
+        gpu = device.type == "cuda"
+        cudnn = torch.backends.cudnn.version() if gpu else None
+        return {
+            "device": torch.cuda.get_device_name(device) if gpu else device.type,
+            "torch": torch.__version__,
+            "cuda": str(torch.version.cuda or ""),
+            "cudnn": str(cudnn or ""),
+        }
 
 
-def pixels(x_BCTHW: torch.Tensor) -> np.ndarray:
-    """Return the first video as uint8 THWC, rounded; the one border from [-1, 1] back to pixels."""
-    scaled = x_BCTHW[0].permute(1, 2, 3, 0).add(1.0).mul(127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).contiguous().cpu().numpy()
+def _stem(order: Order) -> str:
+    return videos.stem(order.prompt.id, order.index, order.identity)
 
 
-def frames_sha256(frames_THWC: np.ndarray) -> str:
-    """Return the hash of decoded frames and their shape: containers differ between builds, pixels may not."""
-    whole = hashlib.sha256(f"{frames_THWC.shape}".encode())
-    whole.update(np.ascontiguousarray(frames_THWC).tobytes())
-    return whole.hexdigest()
+def _clock(time_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_s))

@@ -35,8 +35,12 @@ HOW_TO_RUN = frozenset(
         "show",
         "decode_workers",
         "max_bad_clips",
+        "ssr_actors",
+        "mode",
     }
 )
+# What is asked of a folder that may hold more: another number of these is no other recipe.
+MAY_GROW = frozenset({"prompts", "captions", "split", "max_prompts", "num_seeds"})
 PACKAGES = ("ray", "torch", "pyarrow", "decord", "deltalake", "diffusers", "mlflow", "numpy")
 
 
@@ -59,7 +63,13 @@ def digest(value: object) -> str:
 
 def recipe_digest(config: object) -> str:
     """Return the digest of what a config makes, leaving out where it is put and what carries it out."""
-    return digest({k: v for k, v in plain(config).items() if k not in HOW_TO_RUN})
+    return digest(what_is_made(config))
+
+
+def what_is_made(config: object) -> dict[str, Any]:
+    """Return a config as plain values, without where it is put, what carries it out, and what may grow in its folder."""
+    left_out = HOW_TO_RUN | MAY_GROW
+    return {k: v for k, v in plain(config).items() if k not in left_out}
 
 
 @cache

@@ -5,19 +5,41 @@ reason; when a later run succeeds, the success is what counts.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from cluster.pool import Outcome
+from ingest.files import atomic_write
 from ingest.objects import Root
 from ingest.tables import Table
 from pipelines.identity import digest
 from pipelines.order import Order
+from pipelines.output import read_json, to_json
 
 KEY = "key"
 FOLDER = "manifest"
+ASKED = "asked.json"
+
+
+class Incomplete(Exception):
+    """An evaluation set has holes; a number over it would be a number over something else."""
+
+    exit_code = 3
+
+    def __init__(self, folder: str, missing: int, total: int) -> None:
+        super().__init__(folder, missing, total)
+        self.folder, self.missing, self.total = folder, missing, total
+
+    def __str__(self) -> str:
+        """Return one line with the way out."""
+        return (
+            f"{self.folder}: {self.missing} of {self.total} samples are missing; "
+            "next: run its sample recipe again, it continues"
+        )
+
 
 SCHEMA = pa.schema(
     [
@@ -27,6 +49,13 @@ SCHEMA = pa.schema(
         pa.field("error", pa.string()),
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("prompt", pa.string(), nullable=False),
+        pa.field("negative", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("condition", pa.string()),
+        pa.field("style", pa.string()),
+        pa.field("style_alpha", pa.float64()),
+        pa.field("prompt_name", pa.string()),
+        pa.field("more", pa.string()),
         pa.field("index", pa.int32(), nullable=False),
         pa.field("seed", pa.string(), nullable=False),
         pa.field("noise_id", pa.string()),
@@ -34,6 +63,7 @@ SCHEMA = pa.schema(
         pa.field("motion_digest", pa.string()),
         pa.field("ssr_digest", pa.string()),
         pa.field("settings", pa.string()),
+        pa.field("recipe_digest", pa.string()),
         pa.field("window_starts", pa.list_(pa.int32())),
         pa.field("window_frames", pa.int32()),
         pa.field("windows", pa.int32()),
@@ -49,10 +79,15 @@ SCHEMA = pa.schema(
         pa.field("device", pa.string()),
         pa.field("dtype", pa.string()),
         pa.field("torch", pa.string()),
+        pa.field("cuda", pa.string()),
+        pa.field("cudnn", pa.string()),
         pa.field("code", pa.string()),
         pa.field("worker", pa.string()),
         pa.field("attempts", pa.int32()),
         pa.field("started_at", pa.string()),
+        pa.field("ended_at", pa.string()),
+        pa.field("base_s", pa.float64()),
+        pa.field("ssr_s", pa.float64()),
         pa.field("wall_s", pa.float64()),
     ]
 )
@@ -66,7 +101,51 @@ def read_set(folder: Path) -> list[dict[str, Any]]:
         held = best.get(row["identity"])
         if held is None or held["status"] != "done":
             best[row["identity"]] = row
-    return sorted(best.values(), key=lambda r: (r["prompt_id"], r["index"], r["identity"]))
+    return sorted(best.values(), key=_order)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The samples that a set was last asked for: it may hold others, and is complete when these are there."""
+
+    identities: tuple[str, ...]
+
+    @classmethod
+    def of(cls, orders: Iterable[Order]) -> "Asked":
+        """Return what these orders ask for."""
+        return cls(tuple(order.identity for order in orders))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Asked | None":
+        """Return what a set's folder was asked for, None where that is not said."""
+        told = read_json(folder / ASKED)
+        return None if told is None else cls(tuple(told["identities"]))
+
+    def write(self, folder: Path) -> None:
+        """Put it beside the manifest."""
+        atomic_write(folder / ASKED, to_json({"identities": list(self.identities)}))
+
+    @property
+    def digest(self) -> str:
+        """The same for the same samples in any order."""
+        return digest(sorted(self.identities))
+
+
+def complete_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of all samples that were asked for; Incomplete where one is missing."""
+    rows = {row["identity"]: row for row in read_set(folder)}
+    done = {identity: row for identity, row in rows.items() if row["status"] == "done"}
+    asked = Asked.read(folder)
+    # Where nothing is said nobody knows how many there should be: at least one more than there are.
+    wanted = [*done, ""] if asked is None else asked.identities
+    missing = sum(identity not in done for identity in wanted)
+    if missing:
+        raise Incomplete(str(folder), missing, len(wanted))
+    return sorted((done[i] for i in wanted), key=_order)
+
+
+def _order(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    return row["prompt_id"], row["index"], row["identity"]
 
 
 def set_digest(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -93,13 +172,9 @@ def failed_row(order: Order, outcome: Outcome) -> dict[str, Any]:
     """Return the row of a sample that was given up, with its reason."""
     failure = outcome.failure
     return {
-        "identity": order.identity,
         "status": "failed",
         "error": f"{failure.error_class}: {failure.message}" if failure else None,
-        "prompt_id": order.prompt_id,
-        "prompt": order.prompt,
-        "index": order.index,
-        "seed": f"{order.seed:016x}",
+        **order.columns(),
         "attempts": outcome.attempts,
         "wall_s": outcome.wall_s,
     }

@@ -8,15 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ingest.decode import payload_frames
 from ingest.loader import read_clip
 from ingest.store import Dataset
 from models import ssr, windows
 from models.metrics import motion, psnr, seam
-from pipelines.generator import frames_sha256
+from pipelines.videos import read_frames, to_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,14 +85,5 @@ def reference_clips(
     return [row["caption"] for row in found], torch.stack(clips) if clips else torch.empty(0)
 
 
-def to_model(frames_THWC: np.ndarray) -> torch.Tensor:
-    """Return x_CTHW in [-1, 1]."""
-    return torch.from_numpy(frames_THWC).permute(3, 0, 1, 2).float().div(127.5).sub(1.0)
-
-
 def _video(sheet: Sheet, path_key: str, hash_key: str) -> torch.Tensor:
-    path = Path(sheet.folder) / sheet.row[path_key]
-    frames = payload_frames(path.read_bytes())
-    if frames_sha256(frames) != sheet.row[hash_key]:
-        raise ValueError(f"{path}: its frames are not those of the manifest; next: sample it again")
-    return to_model(frames)
+    return to_model(read_frames(Path(sheet.folder) / sheet.row[path_key], sheet.row[hash_key]))

@@ -14,7 +14,7 @@ from typing import Any
 from cluster.spool import without_secrets
 from ingest.files import atomic_create, atomic_write
 from ingest.objects import Root
-from pipelines.identity import HOW_TO_RUN, code_version, digest, plain, recipe_digest
+from pipelines.identity import code_version, digest, plain, recipe_digest, what_is_made
 
 NOTES = Path(".kinoray") / "runs"
 
@@ -151,7 +151,7 @@ def _difference(written: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
-    keys = {k: v for k, v in recipe.get("recipe", {}).items() if k not in HOW_TO_RUN}
+    keys = what_is_made(recipe.get("recipe", {}))
     return _flat(keys) | {f"input {k}": v[:12] for k, v in recipe.get("inputs", {}).items()}
 
 

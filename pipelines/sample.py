@@ -1,106 +1,44 @@
-"""Sample: prompts x seeds x checkpoints -> videos with a manifest, one video at a time on each actor.
+"""Sample: prompts x seeds x checkpoints -> videos with a manifest.
 
-A sample is named by what decides its pixels (prompt, index, seed, weights, solver, window plan) and by nothing else: the same
-name is the same video on any number of actors and after any kill. Windows are predicted and reduced inside the actor.
+A sample is named by what decides its pixels (pipelines/order.py): the same name is the same video on any number of actors and
+after any kill. A set holds samples by their names; what is asked of it may grow, and only what is new is made.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from cluster import pool
-from cluster.session import Cluster
 from ingest.objects import Root
 from ingest.tables import Table
-from models import noise, samplers, windows
-from models.diffusion import Schedule
-from pipelines import weights
+from pipelines import sampling, weights
+from pipelines.alone import alone, refuse_running
+from pipelines.checking import damaged
 from pipelines.context import Context, Recorder, recorded
-from pipelines.generator import Generator, Weights
-from pipelines.identity import code_version, digest, plain
-from pipelines.manifest import FOLDER, KEY, SCHEMA, Writer, failed_row, read_set, set_digest
-from pipelines.order import Order
-from pipelines.output import claim
+from pipelines.identity import plain
+from pipelines.manifest import FOLDER, KEY, SCHEMA, Asked, Writer, read_set, set_digest
+from pipelines.order import Order, orders_of, settings_of
+from pipelines.output import Claim, claim
 from pipelines.plan import Plan
-from pipelines.prompts import Prompt, is_there, read_prompts
+from pipelines.prompts import Suite, is_there, read_suite
+from pipelines.sample_config import Config as Config  # noqa: PLC0414  what a recipe says
+from pipelines.sample_config import Solver as Solver  # noqa: PLC0414
+from pipelines.sample_config import Windows as Windows  # noqa: PLC0414
 
 VERB = "sample"
-IDENTITY_SCHEMA = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Solver:
-    """How a reverse process is solved; guidance_scale 1 is off."""
-
-    sampler: Literal["ddim", "dpm++", "ddpm"] = "ddim"
-    steps: int = 10
-    guidance_scale: float = 1.0
-    threshold: Literal["none", "static", "dynamic"] = "static"
-
-    def __post_init__(self) -> None:
-        """Refuse what no schedule of ours can be solved with."""
-        samplers.Sampling(schedule=Schedule(), **plain(self))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Windows:
-    """Overlapping temporal windows of the SSR and how much each counts where they overlap."""
-
-    window: int = 28
-    overlap: int = 2
-    spread: Literal["even", "clamped", "exact"] = "even"
-    weights: Literal["linear", "uniform", "hann"] = "linear"
-
-    def plan(self, frames: int) -> windows.Plan:
-        """Return the windows over `frames` frames; ValueError when they cannot cover them."""
-        return getattr(windows, self.spread)(frames, self.window, self.overlap)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    """An evaluation set: `prompts` is a .txt or .jsonl file, or a dataset whose captions are the prompts."""
-
-    prompts: str
-    base: Path
-    motion: Path
-    out: Path
-    ssr: Path | None = None
-    max_prompts: int | None = None
-    num_seeds: int = 1
-    base_solver: Solver = field(default_factory=Solver)
-    ssr_solver: Solver = field(default_factory=Solver)
-    windows: Windows = field(default_factory=Windows)
-    augment_level: float = 0.1
-    micro_batch: int = 1
-    num_actors: int = 2
-    threads_per_actor: int = 1
-    max_attempts: int = 3
-    seed: int = 0
-    tracking_uri: str = ""
-    cluster: Cluster = field(default_factory=Cluster)
-
-    def __post_init__(self) -> None:
-        """Check counts and shares."""
-        counts = (self.num_seeds, self.num_actors, self.micro_batch, self.threads_per_actor)
-        if min(counts) < 1:
-            raise ValueError("num_seeds, num_actors, micro_batch, threads_per_actor: at least 1")
-        if self.max_prompts is not None and self.max_prompts < 1:
-            raise ValueError("max_prompts: at least 1")
-        if not 0.0 <= self.augment_level < 1.0:
-            raise ValueError("augment_level: at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """The set as it now is; `digest` is over the names of its samples and the hashes of their frames."""
+    """What was asked of the set and what is there; `digest` is over the names of these samples and their frames' hashes."""
 
     verb: str
     status: str
     set: str
     digest: str
     asked: int
+    asked_digest: str
     samples: int
+    made: int
     failed: int
     windows_per_sample: int
     frames: int
@@ -112,51 +50,96 @@ class Result:
 def plan(config: Config) -> Plan:
     """Count samples and windows as far as the inputs exist already."""
     counts: dict[str, int | float | str] = {"seeds_per_prompt": config.num_seeds}
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if is_there(config.prompts):
-        prompts = read_prompts(config.prompts, config.max_prompts)
-        counts |= {"prompts": len(prompts), "samples": len(prompts) * config.num_seeds}
+        suite = _suite(config)
+        prompts = suite.prompts[: config.max_prompts]
+        samples = sum(prompt.num_seeds or config.num_seeds for prompt in prompts)
+        counts |= {"prompts": len(prompts), "samples": samples}
+        if suite.duplicates:
+            notes.append(f"{suite.duplicates} prompts are there twice and count once")
+        if there := len(_present(config.out)):
+            notes.append(f"the set holds {there} samples already")
     else:
-        notes = (f"the prompts come from {config.prompts}, which an earlier step makes",)
-    counts["actors"] = config.num_actors
-    return Plan(
-        verb=VERB, out=str(config.out), counts=counts, stages=("load", "base", "ssr"), notes=notes
-    )
+        notes.append(f"the prompts come from {config.prompts}, which an earlier step makes")
+    counts["actors"] = config.num_actors + config.ssr_actors
+    stages = ("load", "base") if config.ssr is None else ("load", "base", "ssr")
+    return Plan(verb=VERB, out=str(config.out), counts=counts, stages=stages, notes=tuple(notes))
 
 
 def run(config: Config, *, context: Context) -> Result:
-    """Generate what the set lacks; a set is complete when each of its samples has its file."""
-    prompts = read_prompts(config.prompts, config.max_prompts)
+    """Generate what the set lacks; a set is complete when each sample that is asked for has its file."""
+    suite = _suite(config)
     roles = _roles(config)
-    orders = _orders(config, prompts, roles)
-    asked = {"prompts": digest([p.text for p in prompts])}
-    inputs = asked | {name: loaded.digest for name, loaded in roles.items()}
+    inputs = {name: loaded.digest for name, loaded in roles.items()}
+    if not context.resume:
+        refuse_running(config.out)
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
-    if claimed.finished and len(_present(config.out)) >= claimed.finished["asked"]:
-        return Result(**claimed.finished)
-    with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
-        table = Table.create(Root.of(config.out), FOLDER, SCHEMA, key=KEY)
-        known = _present(config.out)
-        todo = [order for order in orders if order.identity not in known]
-        if len(todo) < len(orders):
-            recorder.stage(
-                f"{len(orders) - len(todo)} of {len(orders)} samples are there, continuing"
-            )
-        if todo:
-            context.start_cluster()
-            _generate(
-                config,
-                todo,
-                context,
-                recorder,
-                total=len(orders),
-                writer=Writer(table, app_id=f"{VERB}/{claimed.digest}"),
-            )
-        result = _result(config, orders, context, recorder)
-        recorder.run.log_metrics(_numbers(result), 0)
-        recorder.run.set_tags({"kinoray.set": result.digest})
-        recorder.finish(claimed, plain(result))
-    return result
+    with alone(config.out, temporary=("", "videos/*")):
+        micro_batch = sampling.known_micro_batch(config)
+        if micro_batch and (found := _nothing_to_do(config, suite, roles, claimed, context)):
+            return found
+        with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
+            if not micro_batch:
+                frames = roles["motion"].spec.frames
+                sampling.measured_micro_batch(config, frames, context, recorder)
+            orders = _orders(config, suite, roles)
+            frames = roles["motion"].spec.frames
+            line = sampling.Line(config, context, recorder, frames=frames, recipe=claimed.digest)
+            made = _made(config, orders, line, context, recorder)
+            result = _result(config, orders, made, context, recorder)
+            recorder.run.log_metrics(_numbers(result), 0)
+            recorder.run.set_tags({"kinoray.set": result.digest})
+            recorder.finish(claimed, plain(result))
+        return result
+
+
+def _suite(config: Config) -> Suite:
+    return read_suite(config.prompts, captions=config.captions, split=config.split)
+
+
+def _orders(config: Config, suite: Suite, roles: dict[str, weights.Loaded]) -> list[Order]:
+    settings = settings_of(config, micro_batch=sampling.known_micro_batch(config))
+    return orders_of(config, suite.prompts[: config.max_prompts], roles, settings)
+
+
+def _nothing_to_do(
+    config: Config,
+    suite: Suite,
+    roles: dict[str, weights.Loaded],
+    claimed: Claim,
+    context: Context,
+) -> Result | None:
+    """Return the result of an earlier run that was asked for the same and whose files are all there."""
+    told = claimed.finished
+    if told is None or context.verify:
+        return None
+    orders = _orders(config, suite, roles)
+    same = told.get("asked_digest") == Asked.of(orders).digest
+    if same and {order.identity for order in orders} <= _present(config.out):
+        return Result(**told)
+    return None
+
+
+def _made(
+    config: Config,
+    orders: list[Order],
+    line: sampling.Line,
+    context: Context,
+    recorder: Recorder,
+) -> int:
+    """Make what is not there and return how many samples that were."""
+    table = Table.create(Root.of(config.out), FOLDER, SCHEMA, key=KEY)
+    Asked.of(orders).write(config.out)
+    known = _present(config.out)
+    known -= damaged(config.out, known, everything=context.verify, context=context, say=recorder)
+    todo = [order for order in orders if order.identity not in known]
+    if len(todo) < len(orders):
+        there = len(orders) - len(todo)
+        recorder.stage(f"{there} of {len(orders)} samples are there, continuing")
+    if todo:
+        line.make(todo, total=len(orders), writer=Writer(table, app_id=f"{VERB}/{line.recipe}"))
+    return len(todo)
 
 
 def _present(folder: Path) -> set[str]:
@@ -182,95 +165,8 @@ def _roles(config: Config) -> dict[str, weights.Loaded]:
     return loaded
 
 
-def _orders(
-    config: Config, prompts: Sequence[Prompt], roles: dict[str, weights.Loaded]
-) -> list[Order]:
-    spec = roles["motion"].spec
-    plan_ = config.windows.plan(spec.frames)
-    shared = {
-        "schema": IDENTITY_SCHEMA,
-        "weights": {name: loaded.digest for name, loaded in roles.items()},
-        "base_solver": plain(config.base_solver),
-        "ssr_solver": plain(config.ssr_solver) if config.ssr else None,
-        "starts": list(plan_.starts) if config.ssr else None,
-        "window": plan_.window if config.ssr else None,
-        "window_weights": config.windows.weights if config.ssr else None,
-        "augment_level": config.augment_level if config.ssr else None,
-        "frames": spec.frames,
-        "fps": spec.fps,
-        "noise": noise.NOISE_ID,
-        # Kernels differ by batch and thread count, so these decide bits as well.
-        "micro_batch": config.micro_batch,
-        "threads": config.threads_per_actor,
-    }
-    orders = []
-    for prompt in prompts:
-        for index in range(config.num_seeds):
-            seed = noise.seed_for("sample", config.seed, prompt.id, index)
-            named = {**shared, "prompt": prompt.text, "index": index, "seed": f"{seed:016x}"}
-            orders.append(
-                Order(
-                    identity=digest(named),
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    index=index,
-                    seed=seed,
-                )
-            )
-    return orders
-
-
-def _generate(
-    config: Config,
-    todo: Sequence[Order],
-    context: Context,
-    recorder: Recorder,
-    *,
-    total: int,
-    writer: Writer,
-) -> None:
-    told = Weights(
-        base=str(config.base.resolve()),
-        motion=str(config.motion.resolve()),
-        ssr=str(config.ssr.resolve()) if config.ssr else "",
-        out=str(config.out.resolve()),
-        settings=_settings(config),
-        threads=config.threads_per_actor,
-        code=code_version()["code"],
-    )
-    units = (pool.Unit(key=order.identity, payload=order) for order in todo)
-    named = {order.identity: order for order in todo}
-    done = total - len(todo)
-    outcomes = pool.run_actors(
-        Generator,
-        (told,),
-        units,
-        num_actors=min(config.num_actors, len(todo)),
-        config=pool.Pool(max_attempts=config.max_attempts),
-        stop=context.stop,
-    )
-    for outcome in outcomes:
-        if outcome.failure is None:
-            writer.add({**outcome.value, "attempts": outcome.attempts})
-        else:
-            recorder.warn(f"sample {outcome.key[:12]}: {outcome.failure.message}")
-            writer.add(failed_row(named[outcome.key], outcome))
-        done += 1
-        recorder.progress(done, total, text=f"{outcome.wall_s:.1f} s for the last one")
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    return {
-        "base_solver": plain(config.base_solver),
-        "ssr_solver": plain(config.ssr_solver),
-        "windows": plain(config.windows),
-        "augment_level": config.augment_level,
-        "micro_batch": config.micro_batch,
-    }
-
-
 def _result(
-    config: Config, orders: Sequence[Order], context: Context, recorder: Recorder
+    config: Config, orders: Sequence[Order], todo: int, context: Context, recorder: Recorder
 ) -> Result:
     wanted = {order.identity for order in orders}
     rows = [row for row in read_set(config.out) if row["identity"] in wanted]
@@ -284,7 +180,9 @@ def _result(
         set=str(config.out),
         digest=set_digest(done),
         asked=len(orders),
+        asked_digest=Asked.of(orders).digest,
         samples=len(done),
+        made=len(done) - (len(orders) - todo),
         failed=len(rows) - len(done),
         windows_per_sample=done[0]["windows"] if done else 0,
         frames=done[0]["frames"] if done else 0,

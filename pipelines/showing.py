@@ -10,8 +10,8 @@ from ingest.encode import encode_still, encode_video
 from ingest.files import atomic_write
 from models import noise, objective, samplers, ssr, windows
 from pipelines import weights
-from pipelines.generator import pixels
 from pipelines.trainee import Trainee
+from pipelines.videos import pixels
 
 IMAGES = 4
 

@@ -5,6 +5,7 @@ Roles (models.md 10): base = the image model, motion = the temporal modules trai
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,12 @@ class Style:
     def digest(self, original: Loaded) -> str:
         """Return the id of the base that comes of it."""
         return style.digest(original.digest, self.base.digest, self.alpha)
+
+
+@lru_cache(maxsize=2)
+def style_of(folder: str, alpha: float) -> Style:
+    """Return the style that a fine-tuned base in `folder` makes; WrongInput when it is none."""
+    return Style(base=load(Path(folder), "base"), alpha=alpha)
 
 
 def video_model(base: Loaded, motion: Loaded, *, over: Style | None = None) -> stunet.STUNet:

@@ -89,6 +89,20 @@ def test_a_run_taken_up_again_goes_on_and_repeats_nothing(store, tmp_path):
     assert client(store).get_run(run.id).data.metrics["clips"] == 5.0
 
 
+def test_what_a_continuation_says_otherwise_is_a_tag(store, tmp_path):
+    words = []
+    first = Tracker(store, spool=tmp_path / "spool")
+    run = first.start("set", experiment="kinoray", params={"num_seeds": 5, "seed": 1})
+    run.end("FINISHED")
+    again = Tracker(store, spool=tmp_path / "spool", warn=words.append)
+    more = {"num_seeds": 10, "seed": 1, "mode": "latency"}
+    again.start("set", experiment="kinoray", run_id=run.id, params=more).end("FINISHED")
+    told = client(store).get_run(run.id).data
+    assert told.params == {"num_seeds": "5", "seed": "1", "mode": "latency"}
+    assert told.tags["kinoray.now.num_seeds"] == "10"
+    assert not words
+
+
 def test_a_store_that_is_away_costs_a_warning_and_nothing_else(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
@@ -190,7 +204,7 @@ def test_a_refusal_is_told_and_does_not_hold_up_the_rest(store, tmp_path):
     warnings = []
     tracker = Tracker(store, spool=tmp_path / "spool", warn=warnings.append)
     run = tracker.start("train", experiment="kinoray", params={"seed": 1})
-    run.log_params({"seed": 2})
+    run.log_params({"no such name?": 2})
     run.log_artifact(tmp_path / "missing.html")
     run.log_metrics({"loss": 1.0}, 0)
     run.end("FINISHED")

@@ -109,6 +109,8 @@ def nodes(folder: Path) -> Iterator[Nodes]:
         assert process.stdin is not None
         process.stdin.close()
         process.wait(60)
+        assert process.stdout is not None
+        process.stdout.close()
         shutil.rmtree(short, ignore_errors=True)
 
 

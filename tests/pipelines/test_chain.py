@@ -15,9 +15,11 @@ from ingest.shards import read_payload
 from ingest.store import Dataset
 from pipelines import chain as chains
 from pipelines import curate, weights
-from pipelines.generator import Generator, Weights, frames_sha256, pixels
+from pipelines.maker import Maker, Roles
 from pipelines.manifest import read_set
 from pipelines.order import Order
+from pipelines.prompts import Prompt
+from pipelines.videos import frames_sha256, pixels
 from tests.pipelines.conftest import kinoray
 
 PROMISED = {
@@ -72,26 +74,25 @@ def test_a_sample_depends_on_its_order_alone(chain):
     """Made again in this process, without Ray and out of turn, a sample has the very same pixels."""
     folder = chain.folder / "out"
     row = read_set(folder / "sample")[-1]
-    told = Weights(
+    roles = Roles(
         base=str(folder / "base"),
         motion=str(folder / "motion"),
         ssr=str(folder / "ssr"),
-        out=str(folder),
         settings=json.loads(row["settings"]),
-        threads=1,
-        code="",
+        device="cpu",
     )
     order = Order(
         identity=row["identity"],
-        prompt_id=row["prompt_id"],
-        prompt=row["prompt"],
+        prompt=Prompt(text=row["prompt"]),
+        negative="",
         index=row["index"],
         seed=int(row["seed"], 16),
     )
-    low, high = Generator(told).generate(order)
-    assert high is not None
+    assert order.prompt.id == row["prompt_id"]
+    maker = Maker(roles)
+    low = maker.low(order)
     assert frames_sha256(low) == row["base_sha256"]
-    assert frames_sha256(high) == row["frames_sha256"]
+    assert frames_sha256(maker.high(order, low)) == row["frames_sha256"]
 
 
 def test_a_second_run_has_nothing_to_do(chain):
@@ -145,8 +146,9 @@ def test_nothing_is_left_over(chain):
 
 def test_an_incomplete_set_is_refused(chain, tmp_path):
     shutil.copytree(chain.folder / "out" / "sample", tmp_path / "set")
-    made = json.loads((tmp_path / "set" / "result.json").read_text())
-    (tmp_path / "set" / "result.json").write_text(json.dumps({**made, "asked": made["asked"] + 1}))
+    asked = json.loads((tmp_path / "set" / "asked.json").read_text())
+    asked["identities"].append("0" * 64)
+    (tmp_path / "set" / "asked.json").write_text(json.dumps(asked))
     recipe = tmp_path / "e.toml"
     recipe.write_text('sets = ["set"]\nout = "e"\n')
     ran = kinoray(tmp_path, "evaluate", "e.toml", "--json", "--quiet")

@@ -25,9 +25,9 @@ from models.metrics.psnr import psnr
 from pipelines import weights
 from pipelines.guard import Guard
 from pipelines.manifest import read_set
-from pipelines.measure import to_model
 from pipelines.optimizer import Optimizer
 from pipelines.shelves import Mixed, freeze
+from pipelines.videos import to_model
 from tests.models.kept import kept_folder
 from tests.pipelines import drawn
 from tests.pipelines.conftest import CHECKOUT, Ran, kinoray

@@ -330,10 +330,10 @@ def test_a_folder_in_which_another_run_trains_is_refused(here, capsys):
         assert cleared == 4
         assert not half.exists()
         half.mkdir()
-        assert "another run is training in it; next: wait" in refused(capsys, "base.toml")
+        assert "another run is at work in it; next: wait" in refused(capsys, "base.toml")
         # nor is it moved aside under the one that works in it
         line = refused(capsys, "base.toml", "--no-resume")
-        assert "another run is training in it; next: wait" in line
+        assert "another run is at work in it; next: wait" in line
         assert [path.name for path in here.glob("out*")] == ["out"]
         assert half.exists(), "what a living run writes was cleared"
 

@@ -1,0 +1,124 @@
+"""The driver of a set in the making: which actors there are, what each is given, and what is committed.
+
+No video passes here: actors write files and say what they wrote.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cluster import pool
+from pipelines import batching, gang, together
+from pipelines.context import Context, Recorder
+from pipelines.generator import Generator, Told
+from pipelines.identity import code_version
+from pipelines.maker import Roles
+from pipelines.manifest import Writer, failed_row
+from pipelines.order import Order, settings_of
+from pipelines.sample_config import Config
+
+# One video is generated on an actor while the one before is encoded.
+PER_ACTOR = 2
+
+
+def known_micro_batch(config: Config) -> int:
+    """Return how many windows share a pass, 0 while nobody has measured it."""
+    return batching.known(config.out, config.micro_batch if config.ssr else 1)
+
+
+def measured_micro_batch(config: Config, frames: int, context: Context, recorder: Recorder) -> int:
+    """Measure it for videos of `frames` frames."""
+    roles = _roles(config, settings_of(config, micro_batch=1))
+    most = len(config.windows.plan(frames).starts)
+    needs = _needs(config, per_actor=1)
+    return batching.measured(
+        config.out, roles, most, needs=needs, context=context, recorder=recorder
+    )
+
+
+class Line:
+    """The actors of a set, or two kinds of them, where the first feed the second."""
+
+    def __init__(
+        self, config: Config, context: Context, recorder: Recorder, *, frames: int, recipe: str
+    ) -> None:
+        self._config, self._context, self._recorder = config, context, recorder
+        self._settings = settings_of(config, micro_batch=known_micro_batch(config))
+        self.recipe = recipe
+        plan = config.windows.plan(frames) if config.ssr else None
+        shares = plan is not None and config.ssr_solver.threshold != "dynamic"
+        self._windows = len(plan.starts) if plan and shares else 1
+        self._box: Any = None
+
+    def make(self, todo: Sequence[Order], *, total: int, writer: Writer) -> None:
+        """Make these samples of a set of `total`, and commit each when its files are there."""
+        self._context.start_cluster()
+        self._box = gang.open_letterbox()
+        named = {order.identity: order for order in todo}
+        units = (
+            pool.Unit(key=order.identity, payload=order, width=width)
+            for order, width in zip(todo, self._widths(len(todo)), strict=True)
+        )
+        done = total - len(todo)
+        for outcome in pool.run_line(self._stations(len(todo)), units, stop=self._context.stop):
+            if outcome.failure is None:
+                writer.add({**outcome.value, "attempts": outcome.attempts})
+            else:
+                self._recorder.warn(f"sample {outcome.key[:12]}: {outcome.failure.message}")
+                writer.add(failed_row(named[outcome.key], outcome))
+            done += 1
+            self._recorder.progress(done, total, text=f"{outcome.wall_s:.1f} s for the last one")
+
+    def _widths(self, count: int) -> Iterable[int]:
+        config = self._config
+        return together.widths(
+            count,
+            actors=config.ssr_actors or config.num_actors,
+            windows=self._windows,
+            latency=config.mode == "latency",
+        )
+
+    def _stations(self, count: int) -> list[pool.Station]:
+        config = self._config
+        numbers = {"all": config.num_actors}
+        if config.ssr_actors:
+            numbers = {"base": config.num_actors, "ssr": config.ssr_actors}
+        return [
+            pool.Station(
+                actor=Generator,
+                arguments=(self._told(stage),),
+                num_actors=min(number, count if stage == "base" else count * self._windows),
+                wide=stage != "base",
+                config=_needs(config, per_actor=PER_ACTOR),
+            )
+            for stage, number in numbers.items()
+        ]
+
+    def _told(self, stage: Any) -> Told:
+        return Told(
+            roles=_roles(self._config, self._settings),
+            out=str(self._config.out.resolve()),
+            stage=stage,
+            threads=self._config.threads_per_actor,
+            box=self._box,
+            code=code_version()["code"],
+            recipe=self.recipe,
+        )
+
+
+def _roles(config: Config, settings: dict[str, Any]) -> Roles:
+    return Roles(
+        base=str(config.base.resolve()),
+        motion=str(config.motion.resolve()),
+        ssr=str(config.ssr.resolve()) if config.ssr else "",
+        settings=settings,
+        device="cuda" if config.gpus_per_actor else "cpu",
+    )
+
+
+def _needs(config: Config, *, per_actor: int) -> pool.Pool:
+    return pool.Pool(
+        max_attempts=config.max_attempts,
+        per_actor=per_actor,
+        num_cpus=float(config.threads_per_actor),
+        num_gpus=config.gpus_per_actor,
+    )

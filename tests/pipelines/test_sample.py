@@ -1,0 +1,231 @@
+"""Evaluation sets: what names a sample, what a set grows by, and that neither actors nor kills change a frame."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.interrupt import Interrupt
+from cluster.session import Cluster
+from cluster.tracking import Tracker, embedded_uri
+from ingest.decode import payload_frames
+from pipelines import sample, together
+from pipelines.context import Context, silent
+from pipelines.manifest import Asked, Incomplete, complete_rows, read_set
+from pipelines.output import Occupied, WrongInput
+from tests.pipelines.made_roles import made_roles
+
+PROMPTS = ("a cat", "a dog \U0001f415 'barks'", "../../etc/passwd", "")
+
+
+@pytest.fixture(scope="session")
+def roles(tmp_path_factory) -> dict[str, Any]:
+    return made_roles(tmp_path_factory.mktemp("roles"))
+
+
+@pytest.fixture
+def recipe(roles, tmp_path):
+    """Keys of a small set of two windows."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
+    return {
+        **roles,
+        "prompts": str(prompts),
+        "out": tmp_path / "set",
+        "base_solver": sample.Solver(steps=2),
+        "ssr_solver": sample.Solver(steps=2),
+        "windows": sample.Windows(window=8, overlap=2),
+    }
+
+
+@pytest.fixture(scope="session")
+def tracked(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("tracked")
+
+
+@pytest.fixture
+def made(recipe, tracked):
+    """Give a function that makes the set with some keys changed."""
+    warn = pytest.fail
+
+    def make(*, verify: bool = False, **changes: Any) -> sample.Result:
+        config = sample.Config(**{**recipe, **changes})
+        tracker = Tracker(embedded_uri(tracked), spool=tracked / "spool", warn=warn)
+        context = Context(
+            cluster=Cluster(),
+            tracker=tracker,
+            stop=Interrupt(),
+            show=silent,
+            resume=True,
+            verify=verify,
+            _started=[True],
+        )
+        return sample.run(config, context=context)
+
+    return make
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.mp4")
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+class TestSets:
+    def test_the_same_set_on_any_actors_in_any_order(self, made, recipe, tmp_path):
+        one = made(num_actors=1, num_seeds=2)
+        assert (one.status, one.asked, one.samples, one.made, one.failed) == ("done", 6, 6, 6, 0)
+        rows = complete_rows(recipe["out"])
+        assert len({row["frames_sha256"] for row in rows}) == 6
+        for row in rows:
+            for path in ("base_path", "lossless_path", "view_path"):
+                frames = payload_frames((recipe["out"] / row[path]).read_bytes())
+                assert frames.shape[0] == row["frames"] == 12
+        shuffled = tmp_path / "shuffled.txt"
+        shuffled.write_text("\n".join(reversed(PROMPTS)), encoding="utf-8")
+        for number, change in enumerate(
+            (
+                {"num_actors": 3},
+                {"num_actors": 1, "ssr_actors": 2},
+                {"num_actors": 2, "mode": "latency"},
+            )
+        ):
+            again = {"out": tmp_path / f"again{number}", "prompts": str(shuffled), "num_seeds": 2}
+            assert made(**again, **change).digest == one.digest, change
+
+    def test_a_set_grows_by_what_is_new(self, made, recipe):
+        small = made(max_prompts=1)
+        before = files(recipe["out"])
+        grown = made(num_seeds=2)
+        assert (small.made, grown.made, grown.samples) == (1, 5, 6)
+        assert before.items() <= files(recipe["out"]).items()
+        after = files(recipe["out"])
+        again = made(num_seeds=2)
+        assert again.run_id == grown.run_id
+        assert again.digest == grown.digest
+        shrunk = made(max_prompts=1)
+        assert (shrunk.made, shrunk.samples, shrunk.digest) == (0, 1, small.digest)
+        assert files(recipe["out"]) == after, "nothing is made twice, and nothing removed"
+        assert len(complete_rows(recipe["out"])) == 1, "evaluated is what was asked for last"
+        assert len(read_set(recipe["out"])) == 6
+
+    def test_seeds_do_not_depend_on_the_set(self, made, recipe, tmp_path):
+        made(num_seeds=2)
+        alone = tmp_path / "alone.jsonl"
+        alone.write_text(json.dumps({"prompt": PROMPTS[1], "num_seeds": 3}))
+        made(prompts=str(alone), out=tmp_path / "one")
+        whole = {row["identity"]: row for row in complete_rows(recipe["out"])}
+        one = {row["identity"]: row for row in complete_rows(tmp_path / "one")}
+        both = whole.keys() & one.keys()
+        assert len(both) == 2
+        assert all(whole[i]["frames_sha256"] == one[i]["frames_sha256"] for i in both)
+
+    def test_what_decides_pixels_is_in_the_name_and_another_recipe_is_refused(self, made):
+        first = made(max_prompts=1)
+        for change in (
+            {"seed": 1},
+            {"base_solver": sample.Solver(steps=3)},
+            {"windows": sample.Windows(window=8, overlap=4)},
+            {"negative": "blurred"},
+            {"micro_batch": 2},
+        ):
+            with pytest.raises(Occupied, match="was made by another recipe"):
+                made(max_prompts=1, **change)
+        assert made(max_prompts=1).digest == first.digest
+
+    def test_what_is_lost_or_damaged_is_made_again(self, made, recipe):
+        whole = made(num_seeds=2)
+        rows = complete_rows(recipe["out"])
+        (recipe["out"] / rows[0]["view_path"]).unlink()
+        gone = made(num_seeds=2)
+        assert (gone.made, gone.digest) == (1, whole.digest)
+        other = recipe["out"] / rows[1]["lossless_path"]
+        other.write_bytes((recipe["out"] / rows[2]["lossless_path"]).read_bytes())
+        cut = recipe["out"] / rows[4]["base_path"]
+        cut.write_bytes(cut.read_bytes()[:500])
+        seen = made(num_seeds=2, verify=True)
+        assert (seen.made, seen.digest) == (2, whole.digest)
+        assert made(num_seeds=2, verify=True).made == 0
+
+    def test_measured_once_how_many_windows_pass_at_once(self, made, recipe):
+        first = made(max_prompts=1, micro_batch=0)
+        told = json.loads((recipe["out"] / "measured.json").read_text())
+        seconds = {int(k): v for k, v in told["seconds"].items()}
+        chosen = told["micro_batch"]
+        assert 1 in seconds
+        assert seconds[chosen] / chosen <= seconds[1], "never slower than one by one"
+        (row,) = complete_rows(recipe["out"])
+        assert json.loads(row["settings"])["micro_batch"] == chosen
+        (recipe["out"] / "measured.json").write_text(json.dumps({**told, "micro_batch": 2}))
+        second = made(max_prompts=2, micro_batch=0)
+        assert second.samples == 2
+        assert (second.made == 1) == (chosen == 2), "the number is part of the name"
+        assert first.samples == 1
+
+    def test_a_set_with_holes_is_refused(self, made, recipe):
+        made(max_prompts=2)
+        asked = Asked.read(recipe["out"])
+        assert asked is not None
+        Asked((*asked.identities, "0" * 64)).write(recipe["out"])
+        with pytest.raises(Incomplete, match="1 of 3 samples are missing; next:"):
+            complete_rows(recipe["out"])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_the_manifest_says_all_that_a_sample_depends_on(made, recipe):
+    made(max_prompts=1, negative="blurred")
+    (row,) = complete_rows(recipe["out"])
+    assert (row["prompt"], row["negative"], row["task"], row["index"]) == (
+        "a cat",
+        "blurred",
+        "text",
+        0,
+    )
+    empty = {name for name, value in row.items() if value in (None, "")}
+    assert empty == {"error", "condition", "style", "cudnn"}
+    assert row["window_starts"] == [0, 4]
+    assert row["base_s"] + row["ssr_s"] <= row["wall_s"]
+
+
+@given(
+    count=st.integers(1, 300),
+    actors=st.integers(1, 70),
+    windows=st.integers(1, 12),
+    latency=st.booleans(),
+)
+def test_no_more_actors_than_windows_and_only_the_last_videos_are_shared(
+    count, actors, windows, latency
+):
+    told = list(together.widths(count, actors=actors, windows=windows, latency=latency))
+    assert len(told) == count
+    assert all(1 <= width <= min(actors, windows) for width in told)
+    if not latency:
+        shared = [width for width in told if width > 1]
+        assert sum(shared) <= actors, "they all run at the same time"
+        assert told[: count - len(shared)] == [1] * (count - len(shared))
+
+
+def test_tasks_that_the_motion_model_has_not_learned_are_refused(made, tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"\x89PNG")
+    rows = tmp_path / "p.jsonl"
+    rows.write_text(json.dumps({"prompt": "a cat", "task": "image", "image": "cat.png"}))
+    with pytest.raises(
+        WrongInput, match=r"task is image, and the motion model was trained without masks; next:"
+    ):
+        made(prompts=str(rows))
+
+
+def test_checkpoints_that_do_not_belong_together_are_refused(made, tmp_path):
+    other = made_roles(tmp_path / "other", seed=7)
+    with pytest.raises(WrongInput, match=r"motion: was trained over base .* not over .*; next:"):
+        made(base=other["base"])
+    shutil.rmtree(tmp_path / "other" / "ssr")
+    with pytest.raises(FileNotFoundError):
+        made(ssr=other["ssr"])
