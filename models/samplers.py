@@ -59,8 +59,7 @@ def sample_base(  # noqa: PLR0913  every one is said by the recipe
 ) -> torch.Tensor:
     """Return videos_BCTHW, about [-1, 1], one for each text and seed; size_px = (height, width).
 
-    `known` makes it image-to-video, in- or outpainting and so on, `start` video-to-video; a network without known channels is
-    never given any. Of a learned variance nothing is used.
+    `known` makes it image-to-video, inpainting and so on, `start` video-to-video. Of a learned variance nothing is used.
     """
     if channels not in {1, 3} and settings.threshold != "none":
         raise ValueError(f"threshold {settings.threshold!r} is for pixels: latents take 'none'")
