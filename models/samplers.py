@@ -65,9 +65,8 @@ def sample_base(  # noqa: PLR0913  every one is said by the recipe
         raise ValueError(f"threshold {settings.threshold!r} is for pixels: latents take 'none'")
     if frames < 1 or not seeds:
         raise ValueError(f"{len(seeds)} seeds and {frames} frames: at least 1 of each")
-    text_BND = _rows(_beside(model, text_BND), len(seeds), "text_BND")
-    null_BND = _rows(_beside(model, null_BND), len(seeds), "null_BND")
-    x = initial(seeds, frames=frames, shape=(channels, *size_px), device=text_BND.device)
+    text, null = (_rows(_beside(model, t), len(seeds), "text") for t in (text_BND, null_BND))
+    x = initial(seeds, frames=frames, shape=(channels, *size_px), device=text.device)
 
     def given(text: torch.Tensor) -> Denoise:
         times = (len(text) // len(seeds), 1, 1, 1, 1)
@@ -79,11 +78,11 @@ def sample_base(  # noqa: PLR0913  every one is said by the recipe
         return denoise
 
     return solve(
-        given(text_BND),
+        given(text),
         x,
         seeds=seeds,
         settings=settings,
-        both=given(torch.cat((text_BND, null_BND))) if settings.guided else None,
+        both=given(torch.cat((text, null))) if settings.guided else None,
         known=known,
         composite=composite,
         start=start,
