@@ -248,7 +248,7 @@ def _words(part: Part, _: torch.dtype) -> Any:
     pieces = (part.folder / "spiece.model").is_file()
     if pieces and not (part.folder / "tokenizer.json").is_file() and part.name == "tokenizer":
         # T5's, as most public pipelines have it; transformers alone cannot read it.
-        return text_t5._tokenizer(part.folder.parent)  # noqa: SLF001
+        return text_t5.tokenizer(part.folder.parent)
     return part.made.from_pretrained(part.folder, local_files_only=True, trust_remote_code=False)
 
 

@@ -106,10 +106,11 @@ def _loaded(folder: Path, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
     # transformers would draw them at random and go on
     if lacking := sorted(told["missing_keys"]):
         raise ValueError(f"{place} lacks {len(lacking)} tensors of its config.json: {lacking[:3]}")
-    return model.eval().requires_grad_(requires_grad=False).to(device), _tokenizer(folder)
+    return model.eval().requires_grad_(requires_grad=False).to(device), tokenizer(folder)
 
 
-def _tokenizer(folder: Path) -> Any:
+def tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a pipeline's folder, read without the sentencepiece package."""
     place = folder / "tokenizer"
     if (place / "tokenizer.json").is_file():
         return T5Tokenizer.from_pretrained(place, local_files_only=True)

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from cluster.pool import Part
-from models import noise
 from pipelines import together, videos
 from pipelines.maker import Maker, Roles
 from pipelines.order import Order
+from pipelines.sample_config import PUBLIC
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class Generator:
     def __init__(self, told: Told) -> None:
         torch.set_num_threads(told.threads)
         self._told, self._out = told, Path(told.out)
-        self._maker = Maker(told.roles, base=told.stage != "ssr", ssr=told.stage != "base")
+        self._maker = _maker(told)
         self._turn = threading.Lock()
 
     def __call__(self, told: Order | Begun | Part) -> dict[str, Any] | Begun | None:
@@ -79,14 +79,14 @@ class Generator:
             high = None if self._told.stage == "base" else self._enlarged(given, low, part)
         if part and part.number:
             return None
-        files = videos.write_base(self._out, _stem(given), low, self._maker.spec.fps)
+        files = videos.write_base(self._out, _stem(given), low, self._maker.fps)
         begun = Begun(order=given, files=files, made={"started_s": started_s, "base_s": base_s})
         return begun if self._told.stage == "base" else self._finished(begun, low, high)
 
     def _enlarged(
         self, order: Order, low: np.ndarray, part: Part | None
     ) -> tuple[np.ndarray, float] | None:
-        if self._maker.plan is None:
+        if self._maker.plan is None or not isinstance(self._maker, Maker):
             return None
         begun_s = time.time()
         if part is None or part.count == 1:
@@ -104,7 +104,7 @@ class Generator:
             _stem(begun.order),
             begun.files,
             final,
-            self._maker.spec.fps,
+            self._maker.fps,
             enlarged=high is not None,
         )
         made = begun.made | {"ssr_s": ssr_s}
@@ -117,13 +117,13 @@ class Generator:
             "status": "done",
             "error": None,
             **order.columns(),
-            "noise_id": noise.NOISE_ID,
+            "noise_id": self._maker.noise_id,
             **{f"{role}_digest": digest for role, digest in self._maker.digests.items()},
             "settings": json.dumps(settings, sort_keys=True),
             "recipe_digest": self._told.recipe,
             **self._windows(),
             "frames": final.shape[0],
-            "fps": self._maker.spec.fps,
+            "fps": self._maker.fps,
             "width": final.shape[2],
             "height": final.shape[1],
             **begun.files,
@@ -156,6 +156,14 @@ class Generator:
             "cuda": str(torch.version.cuda or ""),
             "cudnn": str(cudnn or ""),
         }
+
+
+def _maker(told: Told) -> Any:
+    if not told.roles.base.startswith(PUBLIC):
+        return Maker(told.roles, base=told.stage != "ssr", ssr=told.stage != "base")
+    from pipelines.maker_public import PublicMaker  # noqa: PLC0415  it loads all of diffusers
+
+    return PublicMaker(told.roles)
 
 
 def _stem(order: Order) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import samplers, shared, stunet, windows
+from models import noise, samplers, shared, stunet, windows
 from models.conditioning import TextConditioner
 from models.shared import Carry
 from pipelines import conditions, weights
@@ -47,6 +47,7 @@ class Maker:
         self._base = weights.load(Path(told.base), "base")
         self._motion = weights.load(Path(told.motion), "motion")
         self.spec = self._motion.spec
+        self.fps, self.noise_id = self.spec.fps, noise.NOISE_ID
         self.digests = {"base": self._base.digest, "motion": self._motion.digest}
         self._video: tuple[tuple[str, float], stunet.STUNet] | None = None
         self._ssr: tuple[weights.Spec, stunet.STUNet] | None = None

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from models import noise
-from pipelines import conditions, weights
+from pipelines import conditions
 from pipelines.identity import digest, plain
-from pipelines.output import WrongInput
+from pipelines.makes import Makes
 from pipelines.prompts import Prompt
 from pipelines.sample_config import Config
 
 SCHEMA = 2
-# Tasks that tell the network of known pixels.
-KNOWING = frozenset({"image", "first_last", "predict", "inpaint", "outpaint", "cinemagraph"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,13 +50,14 @@ class Order:
 def settings_of(config: Config, *, micro_batch: int) -> dict[str, Any]:
     """Return what an actor needs to know beside the weights, as plain values; all of it decides pixels."""
     told: dict[str, Any] = {
-        "base_solver": plain(config.base_solver),
         "precision": config.precision,
-        "composite": config.composite,
         # kernels differ by batch and by threads
         "threads": config.threads_per_actor,
         "accelerator": config.gpus_per_actor > 0,
     }
+    if config.public_folder:
+        return told | {"public": plain(config.public)}
+    told |= {"base_solver": plain(config.base_solver), "composite": config.composite}
     if config.ssr is not None:
         told |= {
             "ssr_solver": plain(config.ssr_solver),
@@ -70,37 +69,24 @@ def settings_of(config: Config, *, micro_batch: int) -> dict[str, Any]:
 
 
 def orders_of(
-    config: Config,
-    prompts: Sequence[Prompt],
-    roles: Mapping[str, weights.Loaded],
-    settings: Mapping[str, Any],
+    config: Config, prompts: Sequence[Prompt], made: Makes, settings: Mapping[str, Any]
 ) -> list[Order]:
     """Return the samples of a set, prompt by prompt.
 
-    WrongInput where a prompt's files cannot be read, or asks for what the motion model has not learned.
+    WrongInput where a prompt's files cannot be read, or asks for what these networks have not learned.
     """
-    spec = roles["motion"].spec
-    for prompt in prompts:
-        if prompt.task in KNOWING and not spec.network.known:
-            raise WrongInput(
-                f"prompt {prompt.id}: its task is {prompt.task}, and the motion model was trained without masks; "
-                "next: train one with [masks], or leave such prompts out"
-            )
-    shared = _shared(config, roles, settings)
+    shared = _shared(config, made, settings)
     return [
         order
         for prompt in prompts
-        for order in _of_prompt(config, prompt, {**shared, **_weights(roles, prompt)})
+        for order in _of_prompt(config, prompt, {**shared, "weights": made.weights_for(prompt)})
     ]
 
 
-def _shared(
-    config: Config, roles: Mapping[str, weights.Loaded], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    spec = roles["motion"].spec
+def _shared(config: Config, made: Makes, settings: Mapping[str, Any]) -> dict[str, Any]:
     told = {key: value for key, value in settings.items() if key != "windows"}
     if config.ssr is not None:
-        plan = config.windows.plan(spec.frames)
+        plan = config.windows.plan(made.frames)
         told |= {
             "starts": list(plan.starts),
             "window": plan.window,
@@ -109,19 +95,11 @@ def _shared(
         }
     return {
         "schema": SCHEMA,
-        "frames": spec.frames,
-        "fps": spec.fps,
-        "noise": noise.NOISE_ID,
+        "frames": made.frames,
+        "fps": made.fps,
+        "noise": made.noise_id,
         **told,
     }
-
-
-def _weights(roles: Mapping[str, weights.Loaded], prompt: Prompt) -> dict[str, Any]:
-    named = {name: loaded.digest for name, loaded in roles.items()}
-    if prompt.style:
-        over = weights.style_of(prompt.style, prompt.alpha)
-        named["base"] = over.digest(roles["base"])
-    return {"weights": named}
 
 
 def _of_prompt(config: Config, prompt: Prompt, shared: Mapping[str, Any]) -> Iterator[Order]:

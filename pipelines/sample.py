@@ -10,17 +10,19 @@ from pathlib import Path
 
 from ingest.objects import Root
 from ingest.tables import Table
-from pipelines import sampling, weights
+from pipelines import sampling
 from pipelines.alone import alone, refuse_running
 from pipelines.checking import damaged
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import plain
+from pipelines.makes import Makes, makes
 from pipelines.manifest import FOLDER, KEY, SCHEMA, Asked, Writer, read_set, set_digest
 from pipelines.order import Order, orders_of, settings_of
 from pipelines.output import Claim, claim
 from pipelines.plan import Plan
 from pipelines.prompts import Suite, is_there, read_suite
 from pipelines.sample_config import Config as Config  # noqa: PLC0414  what a recipe says
+from pipelines.sample_config import Public as Public  # noqa: PLC0414
 from pipelines.sample_config import Solver as Solver  # noqa: PLC0414
 from pipelines.sample_config import Windows as Windows  # noqa: PLC0414
 
@@ -70,22 +72,22 @@ def plan(config: Config) -> Plan:
 def run(config: Config, *, context: Context) -> Result:
     """Generate what the set lacks; a set is complete when each sample that is asked for has its file."""
     suite = _suite(config)
-    roles = _roles(config)
-    inputs = {name: loaded.digest for name, loaded in roles.items()}
+    found = makes(config)
+    inputs = dict(found.digests)
     if not context.resume:
         refuse_running(config.out)
     claimed = claim(config.out, VERB, config, inputs=inputs, resume=context.resume)
     with alone(config.out, temporary=("", "videos/*")):
         micro_batch = sampling.known_micro_batch(config)
-        if micro_batch and (found := _nothing_to_do(config, suite, roles, claimed, context)):
-            return found
+        if micro_batch and (told := _nothing_to_do(config, suite, found, claimed, context)):
+            return told
         with recorded(context, claimed, verb=VERB, name=VERB, config=config) as recorder:
             if not micro_batch:
-                frames = roles["motion"].spec.frames
-                sampling.measured_micro_batch(config, frames, context, recorder)
-            orders = _orders(config, suite, roles)
-            frames = roles["motion"].spec.frames
-            line = sampling.Line(config, context, recorder, frames=frames, recipe=claimed.digest)
+                sampling.measured_micro_batch(config, found.frames, context, recorder)
+            orders = _orders(config, suite, found)
+            line = sampling.Line(
+                config, context, recorder, frames=found.frames, recipe=claimed.digest
+            )
             made = _made(config, orders, line, context, recorder)
             result = _result(config, orders, made, context, recorder)
             recorder.run.log_metrics(_numbers(result), 0)
@@ -98,15 +100,15 @@ def _suite(config: Config) -> Suite:
     return read_suite(config.prompts, captions=config.captions, split=config.split)
 
 
-def _orders(config: Config, suite: Suite, roles: dict[str, weights.Loaded]) -> list[Order]:
+def _orders(config: Config, suite: Suite, found: Makes) -> list[Order]:
     settings = settings_of(config, micro_batch=sampling.known_micro_batch(config))
-    return orders_of(config, suite.prompts[: config.max_prompts], roles, settings)
+    return orders_of(config, suite.prompts[: config.max_prompts], found, settings)
 
 
 def _nothing_to_do(
     config: Config,
     suite: Suite,
-    roles: dict[str, weights.Loaded],
+    found: Makes,
     claimed: Claim,
     context: Context,
 ) -> Result | None:
@@ -114,7 +116,7 @@ def _nothing_to_do(
     told = claimed.finished
     if told is None or context.verify:
         return None
-    orders = _orders(config, suite, roles)
+    orders = _orders(config, suite, found)
     same = told.get("asked_digest") == Asked.of(orders).digest
     if same and {order.identity for order in orders} <= _present(config.out):
         return Result(**told)
@@ -152,17 +154,6 @@ def _present(folder: Path) -> set[str]:
         for row in read_set(folder)
         if row["status"] == "done" and all((folder / row[path]).exists() for path in paths)
     }
-
-
-def _roles(config: Config) -> dict[str, weights.Loaded]:
-    loaded = {
-        "base": weights.load(config.base, "base"),
-        "motion": weights.load(config.motion, "motion"),
-    }
-    if config.ssr is not None:
-        loaded["ssr"] = weights.load(config.ssr, "ssr")
-    weights.check_together(loaded)
-    return loaded
 
 
 def _result(

@@ -1,13 +1,16 @@
 """What a recipe of `sample` says: prompts, checkpoints, solvers, windows, and who carries it out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.session import Cluster
 from models import samplers, windows
 from models.diffusion import Schedule
 from pipelines.identity import plain
+
+PUBLIC = "diffusers:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,22 +48,41 @@ class Windows:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Public:
+    """How a public pipeline is run; `fps` 0 is its own, `more` are further arguments of its call (diffusers' words)."""
+
+    frames: int = 16
+    height_px: int = 256
+    width_px: int = 256
+    steps: int = 25
+    guidance_scale: float = 7.5
+    fps: int = 0
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check counts; whether the pipeline can make them is looked at with its folder."""
+        if min(self.frames, self.height_px, self.width_px, self.steps) < 1 or self.fps < 0:
+            raise ValueError("frames, height_px, width_px, steps: at least 1; fps: at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """An evaluation set: `prompts` is a file of prompts or a dataset whose captions are these.
 
-    `captions` and `split` choose from MSR-VTT's annotations. More prompts or seeds extend a set: only what is new is made.
-    With `ssr_actors` the base videos are made by `num_actors` and enlarged by others at the same time; with 0 each actor
-    does both. `mode` "latency" spreads the windows of each video
-    over all actors that enlarge; "throughput" gives each actor a video of its own, and spreads the last ones only.
-    `micro_batch` windows share a pass; 0 = measured once, when the set is begun. `negative` is what guidance leads away
-    from, where a prompt has none of its own; `composite` is how known pixels are put into what is made (samplers.sample_base).
+    `base` "diffusers:PATH" is a local folder of a public pipeline, run as `public` says. `captions` and `split` choose from
+    MSR-VTT's annotations. More prompts or seeds extend a set: only what is new is made. With `ssr_actors` the base videos are
+    made by `num_actors` and enlarged by others at the same time; with 0 each actor does both. `mode` "latency" spreads the
+    windows of each video over all actors that enlarge; "throughput" gives each actor a video of its own, and spreads the last
+    ones only. `micro_batch` windows share a pass; 0 = measured once, when the set is begun. `negative` is what guidance leads
+    away from, where a prompt has none of its own; `composite` is how known pixels are put into what is made.
     """
 
     prompts: str
-    base: Path
-    motion: Path
+    base: str
     out: Path
+    motion: Path | None = None
     ssr: Path | None = None
+    public: Public = field(default_factory=Public)
     captions: Literal["first", "all"] = "first"
     split: str = ""
     max_prompts: int | None = None
@@ -96,3 +118,8 @@ class Config:
             raise ValueError("augment_level: at least 0 and below 1")
         if self.ssr_actors and self.ssr is None:
             raise ValueError("ssr_actors: there is no ssr to give them")
+
+    @property
+    def public_folder(self) -> Path | None:
+        """The folder of the public pipeline, None where base and motion are ours."""
+        return Path(self.base.removeprefix(PUBLIC)) if self.base.startswith(PUBLIC) else None

@@ -4,6 +4,7 @@ No video passes here: actors write files and say what they wrote.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from cluster import pool
@@ -107,8 +108,8 @@ class Line:
 
 def _roles(config: Config, settings: dict[str, Any]) -> Roles:
     return Roles(
-        base=str(config.base.resolve()),
-        motion=str(config.motion.resolve()),
+        base=config.base if config.public_folder else str(Path(config.base).resolve()),
+        motion=str(config.motion.resolve()) if config.motion else "",
         ssr=str(config.ssr.resolve()) if config.ssr else "",
         settings=settings,
         device="cuda" if config.gpus_per_actor else "cpu",

@@ -38,7 +38,7 @@ def made_roles(
             meta={},
         )
         digests[role] = checkpoint.load(folder / role / "checkpoint").digest
-    return {role: folder / role for role in told}
+    return {"base": str(folder / "base"), "motion": folder / "motion", "ssr": folder / "ssr"}
 
 
 def _spec(role: Any, network: stunet.Config, frames: int) -> weights.Spec:

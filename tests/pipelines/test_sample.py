@@ -17,6 +17,7 @@ from pipelines import sample, together
 from pipelines.context import Context, silent
 from pipelines.manifest import Asked, Incomplete, complete_rows, read_set
 from pipelines.output import Occupied, WrongInput
+from tests.models import tiny_pipelines
 from tests.pipelines.made_roles import made_roles
 
 PROMPTS = ("a cat", "a dog \U0001f415 'barks'", "../../etc/passwd", "")
@@ -229,3 +230,28 @@ def test_checkpoints_that_do_not_belong_together_are_refused(made, tmp_path):
     shutil.rmtree(tmp_path / "other" / "ssr")
     with pytest.raises(FileNotFoundError):
         made(ssr=other["ssr"])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_public_pipeline_is_sampled_like_our_own(made, tmp_path):
+    """A random tiny pipeline: the same names, manifest and growth; what it cannot do is said before anything starts."""
+    folder = tiny_pipelines.make("TextToVideoSDPipeline", tmp_path / "public")
+    told = {
+        "base": f"diffusers:{folder}",
+        "motion": None,
+        "ssr": None,
+        "public": sample.Public(frames=4, height_px=32, width_px=32, steps=2, guidance_scale=2.0),
+        "num_actors": 1,
+    }
+    first = made(**told, max_prompts=1)
+    grown = made(**told, max_prompts=2)
+    assert (first.made, grown.made, grown.frames) == (1, 1, 4)
+    rows = complete_rows(tmp_path / "set")
+    assert {row["noise_id"] for row in rows} == {"philox4x32-10/bm/v1/drawn/v1"}
+    assert all(row["base_digest"].startswith("public/v1/") for row in rows)
+    assert len({row["frames_sha256"] for row in rows}) == 2
+    with pytest.raises(WrongInput, match=r"ssr: a public pipeline .* next: leave it out"):
+        made(**{**told, "ssr": tmp_path})
+    with pytest.raises(ValueError, match=r"no .*model_index\.json"):
+        made(**{**told, "base": f"diffusers:{tmp_path}"})
