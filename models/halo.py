@@ -138,7 +138,7 @@ def reduce(
     b, c, _, h, w = first.shape
     held = halo.frames(part)
     video = torch.zeros(b, c, held.stop - held.start, h, w, device=first.device)
-    shares_KT = multidiffusion.shares(weights_KT).to(video)
+    shares_KT = multidiffusion.shares(weights_KT).float().cpu()
     for k in sorted(said):
         start, value = said[k]
         stop = start + value.shape[2]
@@ -170,7 +170,7 @@ def _told(
             raise ValueError(f"part {part} expects nothing like {exchange}")
         if value.shape[2] != exchange.stop - exchange.start:
             raise ValueError(f"{exchange} came with {value.shape[2]} frames")
-        if not bool(torch.isfinite(value).all()):
+        if not multidiffusion.finite(value):
             raise ValueError(f"window {k} holds NaN or infinite values")
         if k in found and not torch.equal(found[k][1], value):
             raise ValueError(f"window {k} arrived twice, with different values")
