@@ -125,8 +125,25 @@ def train(recipe: Path, overrides: tuple[str, ...], **flags: Any) -> None:
 )
 @_flags
 def sample(recipe: Path, overrides: tuple[str, ...], **flags: Any) -> None:
-    """Generate an evaluation set: prompts times seeds, overlapping windows reduced by MultiDiffusion."""
-    _verb("sample", recipe, overrides, flags)
+    """Generate an evaluation set: prompts times seeds, overlapping windows reduced by MultiDiffusion.
+
+    \b
+    kinoray sample jobs/recipes/sample.toml prompts=prompts.txt out=sets/mine
+    kinoray sample prompt="a red boat" base=runs/base motion=runs/motion out=boat.mp4    (one video)
+    kinoray sample export sets/mine layout=vbench out=vbench    (or layout=evalcrafter)
+    """
+    if str(recipe) == "export" and not recipe.exists():
+        from jobs import command
+
+        command.export(overrides, command.Flags(**flags))
+        return
+    keys = overrides if recipe.exists() or "=" not in str(recipe) else (str(recipe), *overrides)
+    if any(key.startswith("prompt=") for key in keys):
+        from jobs import command
+
+        command.video(recipe if keys is overrides else None, keys, command.Flags(**flags))
+    else:
+        _verb("sample", recipe, overrides, flags)
 
 
 @kinoray.command()

@@ -56,6 +56,50 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
     _end(result, flags)
 
 
+def video(recipe: Path | None, overrides: Sequence[str], flags: Flags) -> None:
+    """Make one video of `prompt` without a set and without Ray; `out` is the mp4 to write."""
+    _announce(flags)
+    from pipelines import sample, single
+    from pipelines.identity import plain
+
+    table = config.read(recipe, overrides) if recipe else config.keys(overrides)
+    prompt, out = str(table.pop("prompt")), Path(str(table.get("out", "")))
+    table.pop("verb", None)
+    if out.suffix != ".mp4":
+        raise config.ConfigError((f"out: {out} is no .mp4; next: out=video.mp4",))
+    # a set's keys, but for those that one video has not
+    told = {**table, "prompts": prompt, "out": str(out.parent)}
+    made = config.build(sample.Config, told, name=str(recipe or "sample"))
+    if flags.dry_run:
+        render.result(
+            {"verb": "sample", "prompt": prompt, "video": str(out)}, as_json=flags.as_json
+        )
+        return
+    found = single.run(made, prompt, out, say=lambda text: _said(text, flags))
+    render.result(plain(found), as_json=flags.as_json)
+
+
+def export(words: Sequence[str], flags: Flags) -> None:
+    """Copy a set's videos into a folder that another evaluation reads."""
+    from pipelines import set_exports
+
+    places = [word for word in words if "=" not in word]
+    table = config.keys([word for word in words if "=" in word])
+    if len(places) != 1 or set(table) != {"layout", "out"}:
+        known = " or ".join(set_exports.LAYOUTS)
+        usage = f"next: kinoray sample export SET layout={known} out=FOLDER"
+        raise config.ConfigError((f"export takes one set, a layout and an out; {usage}",))
+    out, layout = Path(str(table["out"])), str(table["layout"])
+    number = 0 if flags.dry_run else set_exports.export(Path(places[0]), layout, out)
+    told = {"verb": "export", "set": places[0], "layout": layout, "out": str(out), "videos": number}
+    render.result(told, as_json=flags.as_json)
+
+
+def _said(text: str, flags: Flags) -> None:
+    if not flags.quiet:
+        render.say(f"kinoray: {text}")
+
+
 def run(recipe: Path, overrides: Sequence[str], flags: Flags) -> None:
     """Run a chain of verbs and write its report page."""
     _announce(flags)

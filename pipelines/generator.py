@@ -54,7 +54,7 @@ class Generator:
     def __init__(self, told: Told) -> None:
         torch.set_num_threads(told.threads)
         self._told, self._out = told, Path(told.out)
-        self._maker = _maker(told)
+        self._maker = maker(told.roles, base=told.stage != "ssr", ssr=told.stage != "base")
         self._turn = threading.Lock()
 
     def __call__(self, told: Order | Begun | Part) -> dict[str, Any] | Begun | None:
@@ -158,12 +158,13 @@ class Generator:
         }
 
 
-def _maker(told: Told) -> Any:
-    if not told.roles.base.startswith(PUBLIC):
-        return Maker(told.roles, base=told.stage != "ssr", ssr=told.stage != "base")
+def maker(roles: Roles, *, base: bool = True, ssr: bool = True) -> Any:
+    """Return the networks of a recipe, ours or those of a public pipeline, loaded."""
+    if not roles.base.startswith(PUBLIC):
+        return Maker(roles, base=base, ssr=ssr)
     from pipelines.maker_public import PublicMaker  # noqa: PLC0415  it loads all of diffusers
 
-    return PublicMaker(told.roles)
+    return PublicMaker(roles)
 
 
 def _stem(order: Order) -> str:

@@ -4,6 +4,7 @@ A Delta table beside the videos, committed by the same protocol as the dataset's
 reason; when a later run succeeds, the success is what counts.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipelines.output import read_json, to_json
 KEY = "key"
 FOLDER = "manifest"
 ASKED = "asked.json"
+EVERY_S = 1.0
 
 
 class Incomplete(Exception):
@@ -154,18 +156,43 @@ def set_digest(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 class Writer:
-    """The one committer of a manifest."""
+    """The one committer of a manifest: at once where samples come slowly, else at most once in EVERY_S."""
 
     def __init__(self, table: Table, *, app_id: str) -> None:
         self._table, self._app_id = table, app_id
+        self._waiting: list[dict[str, Any]] = []
+        self._last_s = float("-inf")
 
     def add(self, row: dict[str, Any]) -> None:
-        """Commit one sample: videos take seconds, so a commit each is cheap and loses nothing."""
+        """Commit one sample, soon."""
+        self._waiting.append(row)
+        self.tick()
+
+    def tick(self) -> None:
+        """Commit what waits if it is time."""
+        if time.monotonic() - self._last_s >= EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what waits."""
+        if not self._waiting:
+            return
         batch = self._table.next_batch(self._app_id)
         # A failure must not take the name under which a later success is committed.
-        key = row["identity"] if row["status"] == "done" else f"{row['identity']}/failed/{batch}"
-        rows = pa.Table.from_pylist([{**row, KEY: key}], schema=SCHEMA)
-        self._table.commit(rows, app_id=self._app_id, batch=batch)
+        rows = [
+            {
+                **row,
+                KEY: row["identity"]
+                if row["status"] == "done"
+                else f"{row['identity']}/failed/{batch}",
+            }
+            for row in self._waiting
+        ]
+        self._table.commit(
+            pa.Table.from_pylist(rows, schema=SCHEMA), app_id=self._app_id, batch=batch
+        )
+        self._waiting.clear()
+        self._last_s = time.monotonic()
 
 
 def failed_row(order: Order, outcome: Outcome) -> dict[str, Any]:

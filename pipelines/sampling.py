@@ -3,7 +3,8 @@
 No video passes here: actors write files and say what they wrote.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def known_micro_batch(config: Config) -> int:
 
 def measured_micro_batch(config: Config, frames: int, context: Context, recorder: Recorder) -> int:
     """Measure it for videos of `frames` frames."""
-    roles = _roles(config, settings_of(config, micro_batch=1))
+    roles = roles_of(config, settings_of(config, micro_batch=1))
     most = len(config.windows.plan(frames).starts)
     needs = _needs(config, per_actor=1)
     return batching.measured(
@@ -60,14 +61,20 @@ class Line:
             for order, width in zip(todo, self._widths(len(todo)), strict=True)
         )
         done = total - len(todo)
-        for outcome in pool.run_line(self._stations(len(todo)), units, stop=self._context.stop):
-            if outcome.failure is None:
-                writer.add({**outcome.value, "attempts": outcome.attempts})
-            else:
-                self._recorder.warn(f"sample {outcome.key[:12]}: {outcome.failure.message}")
-                writer.add(failed_row(named[outcome.key], outcome))
-            done += 1
-            self._recorder.progress(done, total, text=f"{outcome.wall_s:.1f} s for the last one")
+        stations = self._stations(len(todo), writer.tick)
+        try:
+            for outcome in pool.run_line(stations, units, stop=self._context.stop):
+                if outcome.failure is None:
+                    writer.add({**outcome.value, "attempts": outcome.attempts})
+                else:
+                    self._recorder.warn(f"sample {outcome.key[:12]}: {outcome.failure.message}")
+                    writer.add(failed_row(named[outcome.key], outcome))
+                done += 1
+                self._recorder.progress(
+                    done, total, text=f"{outcome.wall_s:.1f} s for the last one"
+                )
+        finally:
+            writer.flush()
 
     def _widths(self, count: int) -> Iterable[int]:
         config = self._config
@@ -78,7 +85,7 @@ class Line:
             latency=config.mode == "latency",
         )
 
-    def _stations(self, count: int) -> list[pool.Station]:
+    def _stations(self, count: int, meanwhile: Callable[[], object]) -> list[pool.Station]:
         config = self._config
         numbers = {"all": config.num_actors}
         if config.ssr_actors:
@@ -89,14 +96,14 @@ class Line:
                 arguments=(self._told(stage),),
                 num_actors=min(number, count if stage == "base" else count * self._windows),
                 wide=stage != "base",
-                config=_needs(config, per_actor=PER_ACTOR),
+                config=replace(_needs(config, per_actor=PER_ACTOR), meanwhile=meanwhile),
             )
             for stage, number in numbers.items()
         ]
 
     def _told(self, stage: Any) -> Told:
         return Told(
-            roles=_roles(self._config, self._settings),
+            roles=roles_of(self._config, self._settings),
             out=str(self._config.out.resolve()),
             stage=stage,
             threads=self._config.threads_per_actor,
@@ -106,7 +113,8 @@ class Line:
         )
 
 
-def _roles(config: Config, settings: dict[str, Any]) -> Roles:
+def roles_of(config: Config, settings: dict[str, Any]) -> Roles:
+    """Return what a recipe says of its networks, for an actor."""
     return Roles(
         base=config.base if config.public_folder else str(Path(config.base).resolve()),
         motion=str(config.motion.resolve()) if config.motion else "",

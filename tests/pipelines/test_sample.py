@@ -13,6 +13,7 @@ from cluster.interrupt import Interrupt
 from cluster.session import Cluster
 from cluster.tracking import Tracker, embedded_uri
 from ingest.decode import payload_frames
+from jobs.__main__ import _guarded
 from pipelines import sample, together
 from pipelines.context import Context, silent
 from pipelines.manifest import Asked, Incomplete, complete_rows, read_set
@@ -255,3 +256,20 @@ def test_a_public_pipeline_is_sampled_like_our_own(made, tmp_path):
         made(**{**told, "ssr": tmp_path})
     with pytest.raises(ValueError, match=r"no .*model_index\.json"):
         made(**{**told, "base": f"diffusers:{tmp_path}"})
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_one_video_at_a_terminal_is_that_of_a_set(made, recipe, tmp_path, capsys, monkeypatch):
+    made(max_prompts=1)
+    (row,) = complete_rows(recipe["out"])
+    monkeypatch.chdir(tmp_path)
+    words = [f"{role}={recipe[role]}" for role in ("base", "motion", "ssr")]
+    words += ["base_solver.steps=2", "ssr_solver.steps=2", "windows={window = 8, overlap = 2}"]
+    assert _guarded(["sample", "prompt=a cat", "out=films/cat.mp4", *words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["identity"] == row["identity"]
+    assert (tmp_path / "films" / "cat.mp4").read_bytes() == (recipe["out"] / row["view_path"]).read_bytes()  # fmt: skip
+    assert _guarded(["sample", "prompt=a cat", "out=cat.gif", *words]) == 2
+    assert "out: cat.gif is no .mp4; next: out=video.mp4" in capsys.readouterr().err
+    assert _guarded(["sample", "prompt= ", "out=cat.mp4", *words]) == 2
