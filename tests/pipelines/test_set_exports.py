@@ -35,7 +35,9 @@ def made(folder, prompts, *, seeds=2, names=(), more="{}"):
             }
             rows.append(row)
     table = Table.create(Root.of(folder), FOLDER, SCHEMA, key=KEY)
-    table.commit(pa.Table.from_pylist(rows, schema=SCHEMA), app_id="test", batch=table.next_batch("test"))
+    table.commit(
+        pa.Table.from_pylist(rows, schema=SCHEMA), app_id="test", batch=table.next_batch("test")
+    )
     Asked(tuple(row["identity"] for row in rows)).write(folder)
     return folder
 
