@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 Event = Mapping[str, Any]
 Take = Callable[[Event], None]
 Posted = tuple[str, int, dict[str, Any]]
-DRAIN_EVERY_S = 0.5
+DRAIN_EVERY_S = 0.2
 ANSWER_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 MAX_UNTAKEN = 10_000

@@ -47,9 +47,9 @@ ENVIRONMENT = {
     # Who asked for no GPU sees none: otherwise each worker may take memory of GPUs that others were given.
     NO_GPU_UNASKED: "1",
     "RAY_raylet_start_wait_time_s": "150",
-    # Ray Train hands these on to its controller and workers: it looks every second instead of every two, and does not
+    # Ray Train hands these on to its controller and workers: it looks twice a second, not every two, and does not
     # watch itself through the dashboard that we do not start.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
