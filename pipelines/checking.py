@@ -47,20 +47,26 @@ def _all(papers: list[Paper], context: Context, say: Recorder) -> dict[str, str]
     units = (pool.Unit(key=paper.row["identity"], payload=paper) for paper in papers)
     found: dict[str, str] = {}
     for outcome in pool.run_tasks(wrong, units, config=pool.Pool(), stop=context.stop):
-        failure = outcome.failure
-        found[outcome.key] = failure.message if failure else outcome.value
+        if outcome.failure is not None:
+            words = f"sample {outcome.key[:12]} cannot be looked at: {outcome.failure.message}"
+            raise RuntimeError(f"{words}; next: the same command once the storage answers")
+        found[outcome.key] = outcome.value
         say.progress(len(found), len(papers), stage="verify")
     return found
 
 
 def wrong(paper: Paper) -> str:
-    """Return what is wrong with the files of a sample, "" when nothing is."""
+    """Return what is wrong with the files of a sample, "" when nothing is; OSError where they cannot be read now."""
     row, folder = paper.row, Path(paper.folder)
     try:
         videos.read_frames(folder / row["base_path"], row["base_sha256"])
         if row["lossless_path"] != row["base_path"]:
             videos.read_frames(folder / row["lossless_path"], row["frames_sha256"])
         seen = videos.num_frames(folder / row["view_path"])
+    except FileNotFoundError as error:
+        return str(error)
+    except OSError:
+        raise  # storage that does not answer has damaged nothing
     except Exception as error:  # noqa: BLE001  a damaged file may make a decoder raise anything
         return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (

@@ -86,7 +86,7 @@ class Generator:
     def _enlarged(
         self, order: Order, low: np.ndarray, part: Part | None
     ) -> tuple[np.ndarray, float] | None:
-        if self._maker.plan is None or not isinstance(self._maker, Maker):
+        if self._maker.plan is None:
             return None
         begun_s = time.time()
         if part is None or part.count == 1:

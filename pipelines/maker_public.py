@@ -14,8 +14,7 @@ from pipelines.sample_config import PUBLIC
 class PublicMaker:
     """A pipeline of diffusers on this actor's device."""
 
-    plan = None
-    trim = 0
+    plan = None  # nothing is enlarged
 
     def __init__(self, told: Roles) -> None:
         found = public.read(Path(told.base.removeprefix(PUBLIC)))
@@ -42,7 +41,3 @@ class PublicMaker:
             more=self._told["more"],
         )
         return made
-
-    def high(self, order: Order, low_THWC: np.ndarray) -> np.ndarray:
-        """Never called: there is nothing that enlarges."""
-        raise NotImplementedError(f"sample {order.identity[:12]} of {len(low_THWC)} frames")

@@ -138,8 +138,12 @@ def complete_rows(folder: Path) -> list[dict[str, Any]]:
     rows = {row["identity"]: row for row in read_set(folder)}
     done = {identity: row for identity, row in rows.items() if row["status"] == "done"}
     asked = Asked.read(folder)
-    # Where nothing is said nobody knows how many there should be: at least one more than there are.
-    wanted = [*done, ""] if asked is None else asked.identities
+    if asked is not None:
+        wanted = asked.identities
+    else:  # a set of an earlier version says how many; without a result nobody knows, so that one at least is missing
+        made = read_json(folder / "result.json")
+        total = made["asked"] if made else len(rows) + 1
+        wanted = (*done, *("" for _ in range(total - len(done))))
     missing = sum(identity not in done for identity in wanted)
     if missing:
         raise Incomplete(str(folder), missing, len(wanted))
