@@ -71,11 +71,10 @@ class Generator:
             with self._turn:
                 high = self._enlarged(given.order, low, part)
             return None if part and part.number else self._finished(given, low, high)
-        started_s = time.time()
         with self._turn:
-            begun_s = time.time()
+            started_s = time.time()  # not before: it may have waited for another sample
             low = self._maker.low(given)  # each part makes it: none has to wait for another
-            base_s = time.time() - begun_s
+            base_s = time.time() - started_s
             high = None if self._told.stage == "base" else self._enlarged(given, low, part)
         if part and part.number:
             return None
