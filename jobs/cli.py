@@ -131,11 +131,13 @@ def sample(recipe: Path, overrides: tuple[str, ...], **flags: Any) -> None:
     kinoray sample jobs/recipes/sample.toml prompts=prompts.txt out=sets/mine
     kinoray sample prompt="a red boat" base=runs/base motion=runs/motion out=boat.mp4    (one video)
     kinoray sample export sets/mine layout=vbench out=vbench    (or layout=evalcrafter)
+    kinoray sample import FOLDER model="another product" prompts=prompts.txt out=sets/theirs
     """
-    if str(recipe) == "export" and not recipe.exists():
+    if str(recipe) in {"export", "import"} and not recipe.exists():
         from jobs import command
 
-        command.export(overrides, command.Flags(**flags))
+        words, told = overrides, command.Flags(**flags)
+        (command.export if str(recipe) == "export" else command.take_in)(words, told)
         return
     keys = overrides if recipe.exists() or "=" not in str(recipe) else (str(recipe), *overrides)
     if any(key.startswith("prompt=") for key in keys):

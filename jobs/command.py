@@ -53,6 +53,8 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
         report=curate_report.page_of,
     ) as surroundings:
         result = module.run(made, context=surroundings)
+    if name == "sample":
+        _sheet(made.out, flags)
     _end(result, flags)
 
 
@@ -93,6 +95,39 @@ def export(words: Sequence[str], flags: Flags) -> None:
     number = 0 if flags.dry_run else set_exports.export(Path(places[0]), layout, out)
     told = {"verb": "export", "set": places[0], "layout": layout, "out": str(out), "videos": number}
     render.result(told, as_json=flags.as_json)
+
+
+def take_in(words: Sequence[str], flags: Flags) -> None:
+    """Take videos that were made elsewhere into a set."""
+    places = [word for word in words if "=" not in word]
+    table = _addressed(config.keys([word for word in words if "=" in word]), flags)
+    if len(places) != 1:
+        usage = "kinoray sample import FOLDER model=WHO_MADE_THEM out=SET [prompts=FILE]"
+        raise config.ConfigError((f"import takes one folder of videos; next: {usage}",))
+    _announce(flags)
+    from pipelines import context, imports
+
+    made = config.build(imports.Config, {"videos": places[0], **table}, name="import")
+    if flags.dry_run:
+        told = {"verb": imports.VERB, "videos": str(made.videos), "set": str(made.out)}
+        render.result(told, as_json=flags.as_json)
+        return
+    with context.opened(
+        cluster=made.cluster,
+        tracking_uri=made.tracking_uri,
+        show=render.Progress(quiet=flags.quiet),
+        resume=not flags.no_resume,
+        on_stop=render.stopping,
+    ) as surroundings:
+        result = imports.run(made, context=surroundings)
+    _sheet(made.out, flags)
+    _end(result, flags)
+
+
+def _sheet(folder: Path, flags: Flags) -> None:
+    from jobs import sheet
+
+    _said(f"contact sheet {sheet.write(folder)}", flags)
 
 
 def _said(text: str, flags: Flags) -> None:

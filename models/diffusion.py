@@ -56,7 +56,7 @@ def to_x0(
         return prediction
     if schedule.prediction == "epsilon":
         return (x_t - sigma * prediction) / alpha
-    return alpha * x_t - sigma * prediction
+    return torch.addcmul(alpha * x_t, sigma, prediction, value=-1.0)
 
 
 def from_x0(
@@ -110,11 +110,12 @@ def thresholded(
     if mode == "none":
         return prediction
     x0 = to_x0(prediction, x_t, timestep_B, schedule)
-    change = threshold(x0, mode) - x0
+    change = threshold(x0, mode).sub_(x0)  # what threshold returns here is new
     alpha, sigma = alpha_sigma(schedule, timestep_B, x_t)
     if schedule.prediction == "x0":
         return prediction + change
-    return prediction - change * ((alpha if schedule.prediction == "epsilon" else 1.0) / sigma)
+    weight = (alpha if schedule.prediction == "epsilon" else 1.0) / sigma
+    return torch.addcmul(prediction, change, weight, value=-1.0)
 
 
 def loss(
@@ -234,6 +235,8 @@ def advance(
     Any step may be the first (SDEdit), with no history then; the others follow in order.
     """
     timestep: Any = scheduler.timesteps[step]
+    if step_noise is None and isinstance(scheduler, DDIMScheduler):
+        return _ddim(scheduler, prediction, int(timestep), x_t)
     if step_noise is None:
         return scheduler.step(prediction, timestep, x_t, return_dict=False)[0]
     if not isinstance(scheduler, DDIMScheduler):
@@ -241,3 +244,26 @@ def advance(
     return scheduler.step(
         prediction, timestep, x_t, eta=ANCESTRAL_ETA, variance_noise=step_noise, return_dict=False
     )[0]
+
+
+def _ddim(
+    scheduler: DDIMScheduler, prediction: torch.Tensor, timestep: int, x_t: torch.Tensor
+) -> torch.Tensor:
+    """Return what the scheduler's own deterministic step returns, by the two weights that are all there is to it.
+
+    x' = alpha' x0 + sigma' eps (Song et al. 2021, eq. 12 with eta 0), both being sums of x_t and the prediction: two passes
+    over memory, where diffusers takes sixteen and as many copies of the video.
+    """
+    abar = scheduler.alphas_cumprod[timestep].double()
+    after = scheduler.alphas_cumprod[timestep - 1] if timestep else scheduler.final_alpha_cumprod
+    (alpha, sigma), (alpha_1, sigma_1) = (
+        (float(a.sqrt()), float((1.0 - a).sqrt())) for a in (abar, after.double())
+    )
+    kind = scheduler.config["prediction_type"]
+    if kind == "v_prediction":
+        mine, theirs = alpha_1 * alpha + sigma_1 * sigma, sigma_1 * alpha - alpha_1 * sigma
+    elif kind == "epsilon":
+        mine, theirs = alpha_1 / alpha, sigma_1 - alpha_1 * sigma / alpha
+    else:
+        mine, theirs = sigma_1 / sigma, alpha_1 - sigma_1 * alpha / sigma
+    return torch.add(mine * x_t, prediction, alpha=theirs)

@@ -144,6 +144,7 @@ def reduce(
         stop = start + value.shape[2]
         mean = video[:, :, start - held.start : stop - held.start]
         multidiffusion.blend(mean, value, shares_KT[k, start:stop])
+    multidiffusion.check_finite(video, ((k, value) for k, (_, value) in said.items()))
     return video
 
 
@@ -170,8 +171,6 @@ def _told(
             raise ValueError(f"part {part} expects nothing like {exchange}")
         if value.shape[2] != exchange.stop - exchange.start:
             raise ValueError(f"{exchange} came with {value.shape[2]} frames")
-        if not multidiffusion.finite(value):
-            raise ValueError(f"window {k} holds NaN or infinite values")
         if k in found and not torch.equal(found[k][1], value):
             raise ValueError(f"window {k} arrived twice, with different values")
         found[k] = (exchange.start, value)

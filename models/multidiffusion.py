@@ -29,10 +29,29 @@ def reduce(
     b, c, _, h, w = ordered[0].shape
     video = torch.empty(b, c, plan.frames, h, w, device=ordered[0].device)
     shares_KT = shares(weights_KT).float().cpu()
+    done = 0
     for k, prediction in enumerate(ordered):
         part = video[:, :, plan.slice(k)]
         blend(part, prediction, shares_KT[k, plan.slice(k)])
+        last = k + 1 == len(ordered)
+        stop = plan.frames if last else plan.starts[k + 1]
+        # what no later window touches, now, while it is in the cache
+        check_finite(video[:, :, done:stop], enumerate(ordered))
+        done = stop
     return video
+
+
+def check_finite(mean_BCTHW: torch.Tensor, said: Iterable[tuple[int, torch.Tensor]]) -> None:
+    """Raise ValueError, which names the window, unless a mean of what was `said` is finite.
+
+    A frame on which a window has no weight does not count: nothing of it is in the mean.
+    """
+    if finite(mean_BCTHW):
+        return
+    for k, value in said:
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"window {k} holds NaN or infinite values")
+    raise ValueError("the mean of the windows is too large for fp32")
 
 
 def check_weights(weights_KT: torch.Tensor, plan: Plan) -> None:
@@ -65,7 +84,8 @@ def blend(mean_BCTHW: torch.Tensor, value_BCTHW: torch.Tensor, share_T: torch.Te
         if share == 1.0:
             mean.copy_(value)
         elif share:
-            mean.lerp_(value.float(), share_T[start:stop, None, None].to(mean))
+            for t, weight in enumerate(told[start:stop]):
+                mean[:, :, t].lerp_(value[:, :, t].float(), weight)
         start = stop
 
 
@@ -91,8 +111,6 @@ def accept(
         raise ValueError(f"window {index} has {prediction.shape[2]} frames, not {plan.window}")
     for other in found.values():
         same_video(f"window {index}", prediction, other)
-    if not finite(prediction):
-        raise ValueError(f"window {index} holds NaN or infinite values")
     if index in found and not torch.equal(found[index], prediction):
         # which of the two is right cannot be told, and taking either would depend on their order
         raise ValueError(f"window {index} arrived twice, with different values")

@@ -258,7 +258,7 @@ def predictions(
             chosen = jobs[first : first + micro_batch]
             filled = chosen + [chosen[-1]] * (micro_batch - len(chosen))
             rows = [b for b, _ in filled]
-            seen = [torch.stack([v[b, :, frames] for b, frames in filled]) for v in (x, *videos)]
+            seen = [_stacked([v[b, :, frames] for b, frames in filled]) for v in (x, *videos)]
             more = form if known is None else {**form, "known_BCTHW": seen[2]}
             denoise = ssr.denoiser(
                 model, seen[1], text_BND[rows], level_B[rows], schedule=schedule, **more
@@ -267,6 +267,11 @@ def predictions(
         return {k: torch.stack(parts[i :: len(views)]) for i, k in enumerate(views)}
 
     return all_of
+
+
+def _stacked(parts_CTHW: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return a batch; of one, a view, because a copy of every window at every step is dear."""
+    return parts_CTHW[0][None] if len(parts_CTHW) == 1 else torch.stack(list(parts_CTHW))
 
 
 def _rows(text_BND: torch.Tensor, count: int, name: str) -> torch.Tensor:

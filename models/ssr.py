@@ -5,6 +5,7 @@ temporal convolutions everywhere, no temporal attention (Lumiere, section 3.2; I
 Letters: B batch, C channels, T frames, H height, W width, N tokens, D width of tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from models import stunet
-from models.diffusion import Denoise, Schedule, alpha_sigma, from_x0
+from models.diffusion import Denoise, Schedule, alpha_sigma
 
 # Spread of clean video around its enlarged small version, values in [-1, 1]: of the order of what
 # bilinear enlargement loses on natural video (26 dB), and only the start of learning hangs on it.
@@ -128,20 +129,48 @@ def denoiser(
 
     if not precondition:
         return network
-    s = level_B.reshape(-1, 1, 1, 1, 1).to(condition_BCTHW)
-    mean = condition_BCTHW / (1.0 - s**2).sqrt()
-    variance = s**2 / (1.0 - s**2) + DETAIL_STD**2
 
     def denoise(x_BCTHW: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
-        alpha, sigma = alpha_sigma(schedule, timestep_B, x_BCTHW)
-        total = alpha**2 * variance + sigma**2
-        innovation = (x_BCTHW - alpha * mean) / total.sqrt()
-        detail = network(innovation, timestep_B)
-        expected = mean + alpha * variance / total.sqrt() * innovation
-        x0 = expected + sigma * (variance / total).sqrt() * detail
-        return from_x0(x0, x_BCTHW, timestep_B, schedule)
+        given, said = _weights(schedule, timestep_B, level_B, like=x_BCTHW)
+        detail = network(_sum(given, x_BCTHW, condition_BCTHW), timestep_B).to(x_BCTHW)
+        return _sum(said, x_BCTHW, condition_BCTHW, detail)
 
     return denoise
+
+
+def _sum(weights_B: Sequence[torch.Tensor], *videos_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Return the weighted sum of videos, one pass over memory each."""
+    total = weights_B[0] * videos_BCTHW[0]
+    for weight_B, video_BCTHW in zip(weights_B[1:], videos_BCTHW[1:], strict=True):
+        total = torch.addcmul(total, video_BCTHW, weight_B)
+    return total
+
+
+def _weights(
+    schedule: Schedule, timestep_B: torch.Tensor, level_B: torch.Tensor, *, like: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return what x_t and the condition weigh in what the network is shown, and what they and its detail in the prediction.
+
+    With m = u c the mean (u = 1 / sqrt(1 - s^2)), V its variance and T = alpha^2 V + sigma^2 that of x_t: the network is
+    shown i = (x_t - alpha m) / sqrt(T), and x0 = m + alpha V / sqrt(T) i + sigma sqrt(V / T) detail. Put into one another,
+    with alpha^2 + sigma^2 = 1, nothing is left to divide by sigma, and nothing cancels.
+    """
+    alpha, sigma = alpha_sigma(schedule, timestep_B, like.new_empty(len(like), dtype=torch.float64))
+    s = level_B.to(alpha)
+    u = (1.0 - s**2).rsqrt()
+    variance = (s * u) ** 2 + DETAIL_STD**2
+    total = alpha**2 * variance + sigma**2
+    share = (variance / total).sqrt()
+    if schedule.prediction == "x0":
+        said = alpha * share**2, u * sigma**2 / total, sigma * share
+    elif schedule.prediction == "epsilon":
+        said = sigma / total, -alpha * sigma * u / total, -alpha * share
+    else:
+        said = alpha * sigma * (1.0 - variance) / total, -sigma * u / total, -share
+    given = total.rsqrt(), -alpha * u * total.rsqrt()
+    shape = (-1, *(1 for _ in like.shape[1:]))
+    told = [[w.to(like).reshape(shape) for w in group] for group in (given, said)]
+    return told[0], told[1]
 
 
 def _check_scale(scale: int) -> None:

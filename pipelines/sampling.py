@@ -50,6 +50,7 @@ class Line:
         shares = plan is not None and config.ssr_solver.threshold != "dynamic"
         self._windows = len(plan.starts) if plan and shares else 1
         self._box: Any = None
+        self._base_s = self._whole_s = 0.0
 
     def make(self, todo: Sequence[Order], *, total: int, writer: Writer) -> None:
         """Make these samples of a set of `total`, and commit each when its files are there."""
@@ -65,6 +66,8 @@ class Line:
         try:
             for outcome in pool.run_line(stations, units, stop=self._context.stop):
                 if outcome.failure is None:
+                    self._base_s += outcome.value["base_s"]
+                    self._whole_s += outcome.value["base_s"] + outcome.value["ssr_s"]
                     writer.add({**outcome.value, "attempts": outcome.attempts})
                 else:
                     self._recorder.warn(f"sample {outcome.key[:12]}: {outcome.failure.message}")
@@ -83,7 +86,14 @@ class Line:
             actors=config.ssr_actors or config.num_actors,
             windows=self._windows,
             latency=config.mode == "latency",
+            alone=self._alone,
         )
+
+    def _alone(self) -> float | None:
+        """Return which share of a video's time its actors cannot share; None while none is made."""
+        if self._config.ssr_actors:
+            return 0.0
+        return self._base_s / self._whole_s if self._whole_s else None
 
     def _stations(self, count: int, meanwhile: Callable[[], object]) -> list[pool.Station]:
         config = self._config

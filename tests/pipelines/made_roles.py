@@ -16,13 +16,14 @@ SSR = ssr.Config(sample_px=32, widths=(8, 16), text_dim=16, head_dim=8)
 
 
 def made_roles(
-    folder: Path, *, frames: int = 12, known: bool = False, seed: int = 0
+    folder: Path, *, frames: int = 12, known: bool = False, seed: int = 0, px: int = 16
 ) -> dict[str, Any]:
-    """Save base, motion and SSR; return the keys of a sample recipe that name them."""
+    """Save base, motion and SSR; return the keys of a sample recipe that name them; base videos are `px` large."""
+    network, enlarging = replace(NETWORK, sample_px=px), replace(SSR, sample_px=2 * px)
     told = {
-        "base": _spec("base", NETWORK, frames),
-        "motion": _spec("motion", replace(NETWORK, known=known), frames),
-        "ssr": replace(_spec("ssr", SSR.network, frames), ssr=SSR),
+        "base": _spec("base", network, frames),
+        "motion": _spec("motion", replace(network, known=known), frames),
+        "ssr": replace(_spec("ssr", enlarging.network, frames), ssr=enlarging),
     }
     digests: dict[str, str] = {}
     for number, (role, spec) in enumerate(told.items()):

@@ -210,8 +210,45 @@ def test_no_more_actors_than_windows_and_only_the_last_videos_are_shared(
     assert all(1 <= width <= min(actors, windows) for width in told)
     if not latency:
         shared = [width for width in told if width > 1]
-        assert sum(shared) <= actors, "they all run at the same time"
+        assert sum(shared) <= actors, (
+            "they all run at the same time while their times are not known"
+        )
         assert told[: count - len(shared)] == [1] * (count - len(shared))
+
+
+def ends_after(told: list[int], *, actors: int, windows: int, alone: float) -> float:
+    """Return when all videos are made, in a video's time: each begins when enough actors are idle."""
+    idle = [0.0] * actors
+    for width in told:
+        idle.sort()
+        until = idle[width - 1] + alone + (1 - alone) * -(-windows // width) / windows
+        idle[:width] = [until] * width
+    return max(idle)
+
+
+@given(
+    actors=st.integers(2, 40),
+    windows=st.integers(1, 9),
+    alone=st.floats(0, 1),
+    count=st.integers(1, 39),
+)
+def test_the_last_videos_end_no_later_for_being_shared(actors, windows, alone, count):
+    told = together.tail(
+        count := min(count, actors - 1), actors=actors, windows=windows, alone=alone
+    )
+    assert len(told) == count
+    assert all(1 <= width <= min(actors, windows) for width in told)
+    ends = ends_after(told, actors=actors, windows=windows, alone=alone)
+    assert ends <= 1.0 + 1e-9
+    everywhere = count * windows / actors / windows
+    assert ends >= (1 - alone) * everywhere - 1e-9
+
+
+def test_the_last_45_videos_on_64_actors_take_five_sevenths_of_a_video():
+    """109 on 64 of seven windows: 1.714 in place of 2 (the bound is 109/64 = 1.703)."""
+    told = together.tail(45, actors=64, windows=7, alone=0.0)
+    assert ends_after(told, actors=64, windows=7, alone=0.0) == pytest.approx(5 / 7)
+    assert together.tail(45, actors=64, windows=7, alone=0.6) == [1] * 45
 
 
 def test_tasks_that_the_motion_model_has_not_learned_are_refused(made, tmp_path):
