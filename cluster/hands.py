@@ -117,8 +117,11 @@ class Crew:
         self._building[host.make.remote(*self._plan)] = host
 
     def free(self, *, width: int, alone: bool) -> bool:
-        """Return whether actors are built that have room; parts and what is alone need idle ones."""
-        if width == 1 and not alone:
+        """Return whether actors are built that have room; parts and what is alone need idle ones.
+
+        Nobody is given a second unit while another is being built, which will be idle.
+        """
+        if width == 1 and not alone and not self._building:
             return any(self._room(running) for running in self._running.values())
         return sum(not running for running in self._running.values()) >= width
 

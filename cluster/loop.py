@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import length_hint
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from cluster.units import Outcome, Part, Pool, Stop, Unit
 from cluster.worker import STAGE_WORKER, Failure, Report, describe
 
 MAX_LOST_NODES = 10
+MANY = 1 << 30
 # How often the stop flag is looked at while nothing ends.
 POLL_S = 0.25
 
@@ -36,7 +38,7 @@ class Flight:
     passed: list[Report] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Place:
     """One station at work: its hands, and the flights that wait for them; those that begin again go first."""
 
@@ -51,9 +53,13 @@ class Place:
         """Return the queue whose first flight is next, None when nothing waits."""
         return self.again or self.waiting or None
 
-    def free_for(self, flight: Flight) -> bool:
-        """Return whether a flight can begin here now."""
-        return self.hands.free(width=self.width(flight), alone=flight.alone)
+    def free_for(self, flight: Flight, *, left: int) -> bool:
+        """Return whether a flight can begin here now, the first of `left` that are still to begin.
+
+        The last ones wait for idle workers: who has begun another unit would be the last to begin this one.
+        """
+        last = left <= self.size
+        return self.hands.free(width=self.width(flight), alone=flight.alone or last)
 
     def width(self, flight: Flight) -> int:
         """Return how many workers of this place take part."""
@@ -128,7 +134,18 @@ class Loop:
         if not place.head() and place is self._places[0]:
             self._draw(source)
         queue = place.head()
-        return queue.popleft() if queue and place.free_for(queue[0]) else None
+        if not queue or not place.free_for(queue[0], left=self._left(place, source)):
+            return None
+        return queue.popleft()
+
+    def _left(self, place: Place, source: Iterator[Unit]) -> int:
+        """Return how many flights are still to begin at a place; a source that cannot tell has many."""
+        number = self._places.index(place)
+        before = self._places[:number]
+        coming = {id(flight) for flight, at, _ in self._flights.values() if at in before}
+        queued = sum(len(one.again) + len(one.waiting) for one in (*before, place))
+        drawn = self._drained or self._stop.requested
+        return queued + len(coming) + (0 if drawn else length_hint(source, MANY))
 
     def _open(self, place: Place) -> bool:
         """Return whether a place may begin anything: not before the next one has room, the first not after a stop."""

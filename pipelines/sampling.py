@@ -57,10 +57,7 @@ class Line:
         self._context.start_cluster()
         self._box = gang.open_letterbox()
         named = {order.identity: order for order in todo}
-        units = (
-            pool.Unit(key=order.identity, payload=order, width=width)
-            for order, width in zip(todo, self._widths(len(todo)), strict=True)
-        )
+        units = _Units(todo, self._widths(len(todo)))
         done = total - len(todo)
         stations = self._stations(len(todo), writer.tick)
         try:
@@ -121,6 +118,26 @@ class Line:
             code=code_version()["code"],
             recipe=self.recipe,
         )
+
+
+class _Units:
+    """The units of orders, each with its width, which is asked when it is its turn; says how many are left."""
+
+    def __init__(self, orders: Sequence[Order], widths: Iterable[int]) -> None:
+        self._orders, self._widths, self._next = orders, iter(widths), 0
+
+    def __iter__(self) -> "_Units":
+        return self
+
+    def __next__(self) -> pool.Unit:
+        if self._next == len(self._orders):
+            raise StopIteration
+        order = self._orders[self._next]
+        self._next += 1
+        return pool.Unit(key=order.identity, payload=order, width=next(self._widths))
+
+    def __length_hint__(self) -> int:
+        return len(self._orders) - self._next
 
 
 def roles_of(config: Config, settings: dict[str, Any]) -> Roles:

@@ -3,6 +3,7 @@
 Everything else is the product's: maker, solver, reducer, exchange between actors, encoders, files.
 """
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ class Sleeping(torch.nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sleep:
-    """How long a pass takes (0 = the real network), and how many actors begin together, at a place for their marks."""
+    """How long a pass takes, and how many actors begin together, at a place for their marks.
+
+    With 0 the networks are real, and each actor has a core of its own, for its encoders too.
+    """
 
     seconds: float
     together: int
@@ -48,10 +52,15 @@ class Timed(Generator):
             made = self._maker
             made._video = ("", 0.0), Sleeping(sleep.seconds)
             made._ssr = made._ssr[0], Sleeping(sleep.seconds)
-        marks = Path(sleep.marks)
-        (marks / ray.get_runtime_context().get_actor_id()).touch()
+        marks, mine = Path(sleep.marks), ray.get_runtime_context().get_actor_id()
+        (marks / mine).touch()
         while len(list(marks.iterdir())) < sleep.together:
             time.sleep(POLL_S)
+        if not sleep.seconds:
+            cores = sorted(os.sched_getaffinity(0))
+            number = sorted(path.name for path in marks.iterdir()).index(mine)
+            for thread in Path("/proc/self/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {cores[number % len(cores)]})
 
     def __call__(self, told: Any) -> Any:
         """Make one video, or a part of one, and add `began` and `over`."""

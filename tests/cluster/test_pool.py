@@ -1,6 +1,7 @@
 import itertools
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -466,3 +467,23 @@ def test_two_units_on_an_actor_overlap_and_a_poison_unit_takes_nobody_with_it(tm
     assert outcomes["2"].attempts == 3
     others = [outcomes[key] for key in outcomes if key != "2"]
     assert all((one.failure, one.attempts) == (None, 1) for one in others)
+
+
+class Naps:
+    """Takes one at a time, however many it is given, and says who had it."""
+
+    def __init__(self):
+        self._turn = threading.Lock()
+
+    def __call__(self, nap_s):
+        with self._turn:
+            time.sleep(nap_s)
+        return os.getpid()
+
+
+def test_the_last_units_go_to_those_who_are_idle_and_wait_behind_nobody():
+    config = pool.Pool(num_cpus=0.5, per_actor=2)
+    told = list(units([6.0, 1.0, 0.1, 0.1]))
+    came = by_key(pool.run_actors(Naps, (), told, num_actors=2, config=config, stop=Flag()))
+    slow = came["0"].value
+    assert [came[key].value == slow for key in "123"] == [False] * 3

@@ -13,6 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.interrupt import Interrupt
+from cluster.session import Cluster
+from cluster.tracking import Tracker, embedded_uri
+from pipelines import sample
+from pipelines.context import Context, silent
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 RECIPE = """
@@ -162,3 +168,24 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def run_sample(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., sample.Result]:
+    """Give a function that makes the set of a config in the session's own Ray; a warning is a failure."""
+    tracked = tmp_path_factory.mktemp("tracked")
+
+    def run(config: sample.Config, *, verify: bool = False) -> sample.Result:
+        tracker = Tracker(embedded_uri(tracked), spool=tracked / "spool", warn=pytest.fail)
+        context = Context(
+            cluster=Cluster(),
+            tracker=tracker,
+            stop=Interrupt(),
+            show=silent,
+            resume=True,
+            verify=verify,
+            _started=[True],
+        )
+        return sample.run(config, context=context)
+
+    return run

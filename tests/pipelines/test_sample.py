@@ -9,13 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.interrupt import Interrupt
-from cluster.session import Cluster
-from cluster.tracking import Tracker, embedded_uri
 from ingest.decode import payload_frames
 from jobs.__main__ import _guarded
 from pipelines import sample, together
-from pipelines.context import Context, silent
 from pipelines.manifest import Asked, Incomplete, complete_rows, read_set
 from pipelines.output import Occupied, WrongInput
 from tests.models import tiny_pipelines
@@ -44,29 +40,12 @@ def recipe(roles, tmp_path):
     }
 
 
-@pytest.fixture(scope="session")
-def tracked(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("tracked")
-
-
 @pytest.fixture
-def made(recipe, tracked):
+def made(recipe, run_sample):
     """Give a function that makes the set with some keys changed."""
-    warn = pytest.fail
 
     def make(*, verify: bool = False, **changes: Any) -> sample.Result:
-        config = sample.Config(**{**recipe, **changes})
-        tracker = Tracker(embedded_uri(tracked), spool=tracked / "spool", warn=warn)
-        context = Context(
-            cluster=Cluster(),
-            tracker=tracker,
-            stop=Interrupt(),
-            show=silent,
-            resume=True,
-            verify=verify,
-            _started=[True],
-        )
-        return sample.run(config, context=context)
+        return run_sample(sample.Config(**{**recipe, **changes}), verify=verify)
 
     return make
 
