@@ -40,7 +40,6 @@ def stem(prompt_id: str, index: int, identity: str) -> str:
 def write_base(out: Path, name: str, low_THWC: np.ndarray, fps: int) -> dict[str, str]:
     """Write a base video, lossless, and return its columns of the manifest."""
     path = f"{name}.base.mp4"
-    (out / path).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out / path, encode_video(low_THWC, fps, lossless=True))
     return {"base_path": path, "base_sha256": frames_sha256(low_THWC)}
 
