@@ -118,7 +118,7 @@ def _work(plain: dict[str, Any]) -> dict[str, Any]:
     """Return what a recipe makes and where, without what carries it out: with more workers it is the same job."""
     left_out = identity.HOW_TO_RUN - {"out"}
     kept = {key: value for key, value in plain.items() if key not in left_out}
-    if "steps" in kept:  # of a chain
+    if isinstance(kept.get("steps"), list):  # a chain's; a training's are a number
         kept["steps"] = [step | {"config": _work(step["config"])} for step in kept["steps"]]
     return kept
 
