@@ -82,6 +82,12 @@ class Asked:
 class _Client(JobSubmissionClient):
     """Ray's client, which has no time limits of its own."""
 
+    def __init__(self, address: str, headers: dict[str, Any]) -> None:
+        super().__init__(address, headers=headers)
+        self._ssl_context: Any = (
+            True  # certificates are checked; Ray's None means that to old versions of aiohttp alone
+        )
+
     def _do_request(self, method: str, endpoint: str, **settings: Any) -> requests.Response:
         limit_s = ANSWER_TIMEOUT_S if settings.get("data") is None else UPLOAD_TIMEOUT_S
         return super()._do_request(
