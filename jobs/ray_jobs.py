@@ -42,14 +42,14 @@ def hand_over(verb: str, recipe: Path, overrides: tuple[str, ...], flags: Flags)
     jobs = _connected(flags.address)
     asked = submit.order(verb, recipe, overrides, resume=not flags.no_resume)
     begun = submit.begin(jobs, asked)
-    job = begun.job
-    _say(job_words.beginning(begun, asked), flags)
-    if not job.ended and (told := jobs.lacking(asked.settings.needs)):
-        render.say(f"kinoray: {job_words.unplaced(told)}")
-    more = {"attempt": begun.attempt, "started": begun.started}
-    if flags.follow and not job.ended:
-        _end(jobs, _followed(jobs, job.id, flags), flags, more)
-    _tell(jobs, job, flags, more)
+    job, more = begun.job, {"attempt": begun.attempt, "started": begun.started}
+    with _leaving(f"{job.id} goes on", jobs, job.id):
+        _say(job_words.beginning(begun, asked), flags)
+        if not job.ended and (told := jobs.lacking(asked.settings.needs)):
+            render.say(f"kinoray: {job_words.unplaced(told)}")
+        if flags.follow and not job.ended:
+            _end(jobs, _followed(jobs, job.id, flags), flags, more)
+        _tell(jobs, job, flags, more)
 
 
 def status(name: str, flags: Flags) -> None:
