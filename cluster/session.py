@@ -17,14 +17,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import ray
 
 from cluster import raylet
+from cluster.head import ClusterUnavailable, Job
 from cluster.quiet import hushed, reread_environment
+from cluster.running import job_name
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("cluster", "ingest", "models", "pipelines", "jobs")
@@ -60,12 +62,14 @@ TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 class Cluster:
     """Where Ray runs: "local" is embedded in this process, anything else is the address of a running cluster.
 
-    `num_cpus` and `object_store_bytes` shape the embedded one; a running cluster has what it has.
+    "auto" is the cluster that this process is a job of. `num_cpus` and `object_store_bytes` shape the embedded one; a running
+    cluster has what it has. `job` is for those who submit.
     """
 
     address: str = "local"
     num_cpus: int | Literal["all"] = "all"
     object_store_bytes: int = 128 << 20
+    job: Job = field(default_factory=Job)
 
     def __post_init__(self) -> None:
         """Refuse what Ray could not start with."""
@@ -77,16 +81,12 @@ class Cluster:
             raise ValueError('address: "local" or the address of a running cluster')
 
 
-class ClusterUnavailable(ConnectionError):
-    """Ray could not be started or reached; the message names the next step."""
-
-
 @contextlib.contextmanager
 def session(cluster: Cluster) -> Iterator[None]:
     """Be connected to Ray for the time of a with block; raises ClusterUnavailable."""
     if ray.is_initialized():
         raise ClusterUnavailable("a Ray session is open in this process already; next: close it")
-    opened = _embedded(cluster) if cluster.address == "local" else _remote(cluster.address)
+    opened = _embedded(cluster) if cluster.address == "local" else _remote(_named(cluster.address))
     with hushed(), opened:
         yield
 
@@ -119,18 +119,28 @@ def _shape(cluster: Cluster, folder: Path) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _remote(address: str) -> Iterator[None]:
-    _knock(address)
-    # Workers over there get this very code; the heavy libraries are theirs.
-    code = {
+def _named(address: str) -> str:
+    """Return the address that Ray gave to a job for "auto"; elsewhere "auto" is what Ray finds on this machine."""
+    return os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+
+
+def _code() -> dict[str, Any]:
+    """Return what workers over there need of us: this very code; the heavy libraries are theirs."""
+    if job_name():
+        return {}  # the job's own environment, which its workers get, has the code and the variables
+    return {
         "py_modules": [str(CHECKOUT / name) for name in PACKAGES],
         "env_vars": {NO_GPU_UNASKED: ENVIRONMENT[NO_GPU_UNASKED]},
     }
+
+
+@contextlib.contextmanager
+def _remote(address: str) -> Iterator[None]:
+    _knock(address)
     settings = dict(ENVIRONMENT)
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         settings["RAY_AUTH_MODE"] = "token"
-    with _environment(settings), _connected(address, runtime_env=code):
+    with _environment(settings), _connected(address, runtime_env=_code()):
         yield
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from jobs import cli_jobs
 from jobs.cli_dataset import dataset
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -195,6 +196,8 @@ def doctor(keys: tuple[str, ...], *, extension: str, kind: str, as_json: bool) -
 
 
 kinoray.add_command(dataset)
+for one in cli_jobs.COMMANDS:
+    kinoray.add_command(one)
 
 
 def _verb(verb: str, recipe: Path, overrides: tuple[str, ...], flags: dict[str, Any]) -> None:

@@ -28,9 +28,7 @@ class Flags:
 def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> None:
     """Run one verb from its recipe."""
     _announce(flags)
-    table = _addressed(config.read(recipe, overrides), flags)
-    module = _module(name)
-    made = config.build(module.Config, _keys(table, name, recipe), name=str(recipe))
+    module, made = _module(name), _verb(name, recipe, overrides, flags)
     if flags.dry_run:
         planned = module.plan(made)
         if name == "curate":
@@ -182,6 +180,18 @@ def show(recipe: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     for name, values in resolved.items():
         render.out(f"{name}  {digests[name][:12]}")
         render.table([(key, str(value)) for key, value in config.flat(values).items()])
+
+
+def resolved(name: str, recipe: Path, overrides: Sequence[str]) -> Any:
+    """Return the config of a verb, or of a chain for "run", as its recipe and overrides tell it."""
+    if name == "run":
+        return _chain(recipe, overrides, Flags())
+    return _verb(name, recipe, overrides, Flags())
+
+
+def _verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Any:
+    table = _addressed(config.read(recipe, overrides), flags)
+    return config.build(_module(name).Config, _keys(table, name, recipe), name=str(recipe))
 
 
 def _module(name: str) -> Any:

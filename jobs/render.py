@@ -37,6 +37,16 @@ def out(text: str) -> None:
     sys.stdout.flush()
 
 
+def again(line: str, shown: str) -> str:
+    """Write a line of talk over the one `shown` before on a terminal, elsewhere only when it is another; return it."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
+    elif line != shown:
+        say(line)
+    return line
+
+
 def stopping() -> None:
     """Answer the first Ctrl-C; a plain write, because a signal may arrive in the middle of another."""
     os.write(2, b"\nkinoray: stopping after what is in flight; once more stops at once\n")
@@ -104,7 +114,7 @@ class Progress:
         ):
             return
         self._shown[stage] = now
-        line = f"{self._clock()} {stage}: {_progress_text(event)}"
+        line = f"{self._clock()} {stage}: {progress_text(event)}"
         if self._live:
             sys.stderr.write(f"\r\x1b[K{line}")
             sys.stderr.flush()
@@ -124,7 +134,8 @@ class Progress:
         return f"[{elapsed // 60:02d}:{elapsed % 60:02d}]"
 
 
-def _progress_text(event: Mapping[str, Any]) -> str:
+def progress_text(event: Mapping[str, Any]) -> str:
+    """Return a progress event in words."""
     parts = [
         f"{event.get('done', 0)} of {event['total']}"
         if event.get("total")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.events import read_events
+from cluster.eventlog import read_events
 from ingest.files import atomic_write
 from ingest.store import Dataset
 from jobs import dataset_report

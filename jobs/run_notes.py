@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.events import read_events
+from cluster.eventlog import read_events
 from ingest.keep import Keep, Rule
 from ingest.store import Dataset
 from jobs import config

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.events import EventLog, read_events
+from cluster import running
+from cluster.eventlog import EventLog, read_events
 from cluster.interrupt import Interrupt
 from cluster.recording import Run, Status
 from cluster.session import Cluster, session
@@ -187,7 +188,8 @@ def recorded(
     """Record a run from its first event to its end, also when it fails."""
     recorder = Recorder(context, claimed, verb=verb, name=name, config=config)
     try:
-        yield recorder
+        with running.held(claimed.folder):
+            yield recorder
     except KeyboardInterrupt:
         recorder.run.end("KILLED")
         raise

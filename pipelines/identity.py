@@ -41,6 +41,7 @@ HOW_TO_RUN = frozenset(
 )
 # What is asked of a folder that may hold more: another number of these is no other recipe.
 MAY_GROW = frozenset({"prompts", "captions", "split", "max_prompts", "num_seeds"})
+CODE_NOTE = "kinoray-code.txt"
 PACKAGES = ("ray", "torch", "pyarrow", "decord", "deltalake", "diffusers", "mlflow", "numpy")
 
 
@@ -75,11 +76,19 @@ def what_is_made(config: object) -> dict[str, Any]:
 @cache
 def code_version() -> dict[str, Any]:
     """Return the commit of the checkout this runs from (with "+dirty" when it was edited), or "unknown"."""
+    packages = {name: _version(name) for name in PACKAGES}
+    return {"code": code(), "python": platform.python_version(), "packages": packages}
+
+
+@cache
+def code() -> str:
+    """Return the commit as in `code_version`; a copy that was sent to a cluster says of itself what it was made of."""
     root = Path(__file__).resolve().parent.parent
+    if (root / CODE_NOTE).is_file():
+        return (root / CODE_NOTE).read_text(encoding="utf-8").strip()
     commit = _git(root, "rev-parse", "HEAD") or "unknown"
     dirty = "+dirty" if commit != "unknown" and _git(root, "status", "--porcelain") else ""
-    packages = {name: _version(name) for name in PACKAGES}
-    return {"code": commit + dirty, "python": platform.python_version(), "packages": packages}
+    return commit + dirty
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -23,6 +23,7 @@ from ingest.unit import curate_unit, plan_unit
 from pipelines.annotate import annotate
 from pipelines.captioners import passes_of
 from tests.around import Heard, surroundings
+from tests.cluster.headed import Headed, headed
 
 KEEP_ALL = Keep(
     min_motion=None,
@@ -141,3 +142,10 @@ def ray_session() -> Iterator[None]:
     """One embedded cluster for all tests in this process: starting Ray takes seconds, so it is started once."""
     with session(Cluster(num_cpus=4, object_store_bytes=80 << 20)):
         yield
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Headed]:
+    """A cluster that jobs are submitted to, once for all tests in this process."""
+    with headed() as made:
+        yield made

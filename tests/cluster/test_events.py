@@ -9,7 +9,8 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.events import Board, EventLog, Poster, read_events
+from cluster.eventlog import EventLog, read_events
+from cluster.events import Board, Poster
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

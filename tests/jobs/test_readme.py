@@ -17,7 +17,7 @@ README = (CHECKOUT / "README.md").read_text()
 COMMANDS = re.findall(r"^ {4}(?:\.venv/bin/)?kinoray (.+)$", README, re.MULTILINE)
 CURATE = README.partition("\n## Curate\n")[2].partition("\n## ")[0]
 KEYS = re.findall(r"`([a-z_]+\.[a-z_.]+=[^`]+)`", CURATE)
-PLANNED = {"demo", "run", "curate", "train", "sample", "evaluate"}
+PLANNED = {"demo", "run", "curate", "train", "sample", "evaluate", "submit"}
 # What is said by a command that was understood, and has nothing to work on here.
 UNDERSTOOD = (
     "no video found",
@@ -25,6 +25,8 @@ UNDERSTOOD = (
     "not a dataset",
     "its tags: none",
     "out: No such file",
+    "no run in it",
+    "no Ray dashboard answers",
 )
 
 
