@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from jobs.cli_cluster import cluster
 from jobs.cli_dataset import dataset
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -195,6 +196,7 @@ def doctor(keys: tuple[str, ...], *, extension: str, kind: str, as_json: bool) -
 
 
 kinoray.add_command(dataset)
+kinoray.add_command(cluster)
 
 
 def _verb(verb: str, recipe: Path, overrides: tuple[str, ...], flags: dict[str, Any]) -> None:
