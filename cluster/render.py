@@ -1,7 +1,7 @@
 """The files of a cluster: templates in which every `$name` is a value of its keys, already in the target's own notation.
 
-A value in YAML is written as JSON, which YAML reads as it is; a line whose value is None is left out. Words for batch scripts
-have a narrow alphabet (plain_words) and stand as they are.
+A value in YAML is written as JSON in ASCII, which YAML reads as it is; a line whose value is None is left out. Words for
+batch scripts have a narrow alphabet (plain_words) and stand as they are.
 """
 
 import json
@@ -143,7 +143,13 @@ def _machine(shape: Aws, instance: str, *, spot: bool) -> dict[str, Any]:
 
 
 def _filled(name: str, values: Mapping[str, Any]) -> str:
-    return _replaced(_text(name), values, json.dumps)
+    return _replaced(_text(name), values, _yaml)
+
+
+def _yaml(value: Any) -> str:
+    """Return `value` as JSON that is YAML too: JSON's pairs of surrogates and raw control characters are not."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[^\x20-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", text)
 
 
 def _replaced(text: str, values: Mapping[str, Any], write: Any) -> str:

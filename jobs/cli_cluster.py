@@ -8,6 +8,7 @@ JSON = click.option(
     "--json", "as_json", is_flag=True, help="End with one JSON line on standard output."
 )
 DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
+DRY = click.option("--dry-run", is_flag=True, help="Say what would be done and touch nothing.")
 KEYS = click.argument("keys", nargs=-1, metavar="[KEY=VALUE]...")
 
 
@@ -25,6 +26,7 @@ def _do(name: str, *arguments: Any, **flags: Any) -> None:
 
 @cluster.command()
 @KEYS
+@DRY
 @JSON
 @DEBUG
 def up(keys: tuple[str, ...], **flags: Any) -> None:
@@ -63,6 +65,7 @@ def status(keys: tuple[str, ...], **flags: Any) -> None:
 @cluster.command()
 @click.argument("kind", type=click.Choice(["kuberay", "slurm", "aws"]))
 @KEYS
+@DRY
 @JSON
 @DEBUG
 def render(kind: str, keys: tuple[str, ...], **flags: Any) -> None:

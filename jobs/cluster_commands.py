@@ -24,11 +24,19 @@ class Where:
     folder: Path = local_cluster.Local().folder
 
 
-def up(keys: Sequence[str], *, as_json: bool) -> None:
+def up(keys: Sequence[str], *, dry_run: bool, as_json: bool) -> None:
     """Start a local cluster, or tell of the one that is up."""
     asked = _keys(local_cluster.Local, config.keys(keys), "cluster up")
+    if dry_run:
+        plan = {
+            "num_nodes": asked.num_nodes,
+            "num_cpus": asked.num_cpus,
+            "folder": str(asked.folder),
+        }
+        showing.result({"plan": "cluster up", **plan}, as_json=as_json)
+        return
     if not as_json:
-        showing.say("kinoray: starting Ray (some 10 seconds)")
+        showing.say("kinoray: a start takes some 10 seconds")
     found, already = local_cluster.up(asked)
     told = {"status": "already up" if already else "up", **_told(found)}
     showing.result(told, as_json=as_json)
@@ -71,7 +79,7 @@ def status(keys: Sequence[str], *, as_json: bool) -> None:
         sys.exit(FAILED)
 
 
-def render(kind: str, words: Sequence[str], *, as_json: bool) -> None:
+def render(kind: str, words: Sequence[str], *, dry_run: bool, as_json: bool) -> None:
     """Write the files of a cluster into `out`; files that are there and say something else are not touched."""
     recipe = [word for word in words if word.endswith(".toml") and "=" not in word]
     keys = [word for word in words if word not in recipe]
@@ -84,7 +92,7 @@ def render(kind: str, words: Sequence[str], *, as_json: bool) -> None:
         made = _rendered(kind, table, out or Path(), problems)
     if out is None:
         return
-    written = _written(made, out)
+    written = _planned(made, out) if dry_run else _written(made, out)
     showing.result(
         {"kind": kind, "out": str(out), "files": written, "next": f"cd {out} && {made.following}"},
         as_json=as_json,
@@ -111,23 +119,28 @@ def _rendered(
     return rendering.aws(shape, token=str(out.resolve() / rendering.TOKEN))
 
 
-def _written(made: rendering.Rendered, out: Path) -> list[str]:
-    """Write the files; FileExistsError before any is written when one of them is another's."""
+def _planned(made: rendering.Rendered, out: Path) -> list[str]:
+    """Return the names of the files; FileExistsError when one of them is there and another's."""
     for name, text in made.files.items():
         path = out / name
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise FileExistsError(
                 f"{path} is there and says something else; next: another out, or take it away"
             )
+    return [*made.files, *([rendering.TOKEN] if made.token else [])]
+
+
+def _written(made: rendering.Rendered, out: Path) -> list[str]:
+    """Write the files, all or none of them."""
+    names = _planned(made, out)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in made.files.items():
         (out / name).write_text(text, encoding="utf-8")
-    if not made.token:
-        return list(made.files)
-    # A token that is there stays: a cluster may run with it.
-    with contextlib.suppress(FileExistsError):
-        make_token(out / rendering.TOKEN)
-    return [*made.files, rendering.TOKEN]
+    if made.token:
+        # A token that is there stays: a cluster may run with it.
+        with contextlib.suppress(FileExistsError):
+            make_token(out / rendering.TOKEN)
+    return names
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The batch script is run: against stand-ins for Slurm's commands that start real Ray nodes, and against a clock that runs out."""
+"""The batch script is run: with stand-ins for Slurm's commands that start real Ray nodes, and against a clock that runs out."""
 
 import json
 import os
@@ -195,7 +195,7 @@ def test_bash_reads_it(tmp_path, keys):
 
 @pytest.mark.ray
 def test_two_nodes_curate_and_nothing_is_left(tmp_path, tiny_videos, job):
-    """Ray's own `symmetric-run` starts both nodes on this machine: the stand-ins give the second one ports and a /tmp of its own."""
+    """Ray's own `symmetric-run` starts both nodes here: the stand-ins give the second one ports and a /tmp of its own."""
     recipe = tmp_path / "curate.toml"
     shutil.copy(CHECKOUT / "jobs" / "recipes" / "curate.toml", recipe)
     videos = tmp_path / "videos"
@@ -204,7 +204,11 @@ def test_two_nodes_curate_and_nothing_is_left(tmp_path, tiny_videos, job):
     ours = "import runpy\nrunpy.run_module('jobs', run_name='__main__')"
     one = job({"ray": RAY, "kinoray": ours}, command=f"curate {recipe} source={videos} out={out}")
     assert one.process.wait(150) == 0, one.said()[-3000:]
-    assert Dataset.open(out).kept_clips().num_rows > 0
+    found = Dataset.open(out)
+    assert found.balance().ok
+    assert found.query("SELECT count(DISTINCT source_uri) AS n FROM ledger").to_pylist() == [
+        {"n": 3}
+    ]
     assert one.told()["mode"] == "0o600"
     assert len(one.told()["token"]) == 64
     assert one.told()["token"] not in one.said()
@@ -242,7 +246,7 @@ def test_a_verb_that_ends_in_the_last_minutes_is_not_queued_again(tmp_path, job)
     assert one.requeued() == []
 
 
-def test_the_exit_status_is_the_verbs(tmp_path, job):
+def test_the_exit_status_is_the_verbs(job):
     one = job(
         {"ray": ONLY_THE_COMMAND, "kinoray": "import sys; sys.exit(3)"},
         command="run /x",
@@ -251,7 +255,7 @@ def test_the_exit_status_is_the_verbs(tmp_path, job):
     assert one.process.wait(20) == 3, one.said()
 
 
-def test_ray_that_does_not_start_is_a_failure(tmp_path, job):
+def test_ray_that_does_not_start_is_a_failure(job):
     """`ray symmetric-run` ends with 0 then."""
     one = job({"ray": NOT_AT_ALL}, command="run /x", num_nodes=1)
     assert one.process.wait(20) == 1
