@@ -12,12 +12,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster import process_ids, ray_node
-from cluster.environment import ENVIRONMENT, TOKEN_VARIABLES, make_token, python_path
+from cluster.environment import make_token
 from cluster.ray_node import Node
 
 STATE, TOKEN = "cluster.json", "token"
@@ -126,52 +126,48 @@ def down(folder: Path) -> int:
 
 def _start(config: Local) -> Found:
     folder = config.folder.resolve()
-    port, dashboard_port, client_port, *ports = ray_node.free_ports(3 + 4 * config.num_nodes)
+    port, dashboard, client, *ports = ray_node.free_ports(3 + ray_node.NUM_PORTS * config.num_nodes)
+    state = _begun(folder, config, f"http://127.0.0.1:{dashboard}")
+    token = Path(state.token).read_text()
+    environment = ray_node.environment(token=state.token, ray_folder=state.ray_folder)
+    last_s = time.monotonic() + config.timeout_s
+
+    def begin(number: int, *words: str) -> None:
+        own = ports[ray_node.NUM_PORTS * number :][: ray_node.NUM_PORTS]
+        common = ray_node.words(
+            num_cpus=config.num_cpus, object_store_bytes=config.object_store_bytes, ports=own
+        )
+        ray_node.begin(folder / f"node-{number}", [*words, *common], environment)
+
+    begin(0, *ray_node.head_words(port=port, dashboard=dashboard, client=client))
+    _wait(folder, lambda: len(ray_node.living(state.dashboard, token)) >= 1, last_s)
+    # Ray takes the address of an interface, whatever it is told: the workers must be given that one.
+    address = f"{ray_node.living(state.dashboard, token)[0]['node_ip']}:{port}"
+    for number in range(1, config.num_nodes):
+        begin(number, f"--address={address}")
+    _wait(folder, lambda: len(ray_node.living(state.dashboard, token)) >= config.num_nodes, last_s)
+    _write(folder, replace(state, address=address), _nodes(folder))
+    found = _look(folder)
+    if found is None or not found.well:
+        cause = _broken(found) if found else "it is gone"
+        raise LocalClusterError(f"{cause}; next: the same command again")
+    return found
+
+
+def _begun(folder: Path, config: Local, dashboard: str) -> State:
+    """Write down what will be made before it is made, so that `down` finds it whatever happens."""
     state = State(
         boot=process_ids.boot(),
         ray_folder=tempfile.mkdtemp(prefix=PREFIX, dir=_temporary()),
         num_nodes=config.num_nodes,
         num_cpus=config.num_cpus,
-        dashboard=f"http://127.0.0.1:{dashboard_port}",
+        dashboard=dashboard,
         token=str(folder / TOKEN),
     )
     _write(folder, state, ())
-    token = make_token(folder / TOKEN)
+    make_token(folder / TOKEN)
     (Path(state.ray_folder) / "ray").mkdir()
-    environment = _environment(state)
-    every = [
-        ray_node.words(
-            num_cpus=config.num_cpus,
-            object_store_bytes=config.object_store_bytes,
-            ports=ports[4 * number : 4 * number + 4],
-        )
-        for number in range(config.num_nodes)
-    ]
-    head = [
-        "--head",
-        f"--port={port}",
-        f"--dashboard-port={dashboard_port}",
-        "--dashboard-host=127.0.0.1",
-    ]
-    head.append(f"--ray-client-server-port={client_port}")
-    last_s = time.monotonic() + config.timeout_s
-    ray_node.begin(folder / "node-0", [*head, *every[0]], environment)
-    _wait(folder, lambda: len(ray_node.living(state.dashboard, token)) >= 1, last_s)
-    # Ray takes the address of an interface, whatever it is told: the workers must be given that one.
-    address = f"{ray_node.living(state.dashboard, token)[0]['node_ip']}:{port}"
-    for number in range(1, config.num_nodes):
-        ray_node.begin(
-            folder / f"node-{number}", [f"--address={address}", *every[number]], environment
-        )
-    _wait(folder, lambda: len(ray_node.living(state.dashboard, token)) >= config.num_nodes, last_s)
-    state = State(**{**asdict(state), "address": address})
-    _write(folder, state, _nodes(folder))
-    found = _look(folder)
-    if found is None or not found.well:
-        raise LocalClusterError(
-            f"{_broken(found) if found else 'it is gone'}; next: the same command again"
-        )
-    return found
+    return state
 
 
 def _wait(folder: Path, done: Callable[[], bool], last_s: float) -> None:
@@ -245,17 +241,6 @@ def _remove(folder: Path) -> None:
             node.folder.rmdir()
     (folder / TOKEN).unlink(missing_ok=True)
     (folder / STATE).unlink()
-
-
-def _environment(state: State) -> dict[str, str]:
-    dropped = (*TOKEN_VARIABLES, "RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")
-    kept = {key: value for key, value in os.environ.items() if key not in dropped}
-    own = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": state.token,
-        "RAY_TMPDIR": state.ray_folder,
-    }
-    return {**kept, **ENVIRONMENT, **own, "PYTHONPATH": python_path()}
 
 
 def _temporary() -> str:

@@ -69,7 +69,7 @@ def members(leader: ProcessId) -> list[ProcessId]:
     now = look(leader.pid)
     if now is not None and now.started != leader.started:
         return []
-    own = (p for p in _all() if p.session == leader.pid and p.started >= leader.started)
+    own = (p for p in everybody() if p.session == leader.pid and p.started >= leader.started)
     return [process for process in own if not process.ended]
 
 
@@ -111,7 +111,8 @@ def _send(process: ProcessId, number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
-def _all() -> Iterator[ProcessId]:
+def everybody() -> Iterator[ProcessId]:
+    """Yield every process of this machine that may be looked at."""
     for path in PROC.iterdir():
         if path.name.isdigit() and (found := look(int(path.name))):
             yield found

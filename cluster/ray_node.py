@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import process_ids
+from cluster.environment import DRAIN_S, ENVIRONMENT, TOKEN_VARIABLES, python_path
 from cluster.process_ids import ProcessId
 
 PROCESS, LOG = "process", "ray.log"
@@ -29,6 +30,7 @@ PORT_FLAGS = (
     "metrics-export-port",
     "runtime-env-agent-port",
 )
+NUM_PORTS = len(PORT_FLAGS)
 ANSWER_TIMEOUT_S = 5.0
 # The process says itself who it is, before it is Ray: whoever starts it may be killed in between.
 BEGIN = 'cd "$0" && cat "/proc/$$/stat" > process.new && mv process.new process && exec "$@"'
@@ -86,6 +88,20 @@ def words(*, num_cpus: int, object_store_bytes: int, ports: Sequence[int]) -> li
         for flag in ("node-manager", "object-manager", "min-worker", "max-worker")
     ]
     return [f"--num-cpus={num_cpus}", f"--object-store-memory={object_store_bytes}", *own, *free]
+
+
+def head_words(*, port: int, dashboard: int, client: int) -> list[str]:
+    """Return what the head must be told besides; the dashboard and its Jobs API listen on loopback only."""
+    given = {"port": port, "dashboard-port": dashboard, "ray-client-server-port": client}
+    return ["--head", "--dashboard-host=127.0.0.1", *(f"--{k}={v}" for k, v in given.items())]
+
+
+def environment(*, token: str, ray_folder: str) -> dict[str, str]:
+    """Return the environment of a node: ours without what belongs to another cluster; `token` is the token's file."""
+    dropped = (*TOKEN_VARIABLES, "RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token, "RAY_TMPDIR": ray_folder}
+    return {**kept, **ENVIRONMENT, **own, DRAIN_S: "0", "PYTHONPATH": python_path()}
 
 
 def free_ports(count: int) -> list[int]:

@@ -13,7 +13,7 @@ from importlib import metadata, resources
 from string import Template
 from typing import Any
 
-from cluster.environment import ENVIRONMENT
+from cluster.environment import DRAIN_S, ENVIRONMENT
 from cluster.shapes import Aws, KubeRay, Slurm
 
 OURS = {"app.kubernetes.io/part-of": "kinoray"}
@@ -96,7 +96,11 @@ def _kuberay_values(shape: KubeRay) -> dict[str, Any]:
         "priority": shape.priority or None,
         "grace_s": shape.grace_s,
         "image": shape.image,
-        "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
+        # A pod that is taken away tells Ray so, and trainings save: until then, but not longer, Ray waits.
+        "env": [
+            {"name": name, "value": value}
+            for name, value in {**ENVIRONMENT, DRAIN_S: str(shape.checkpoint_s)}.items()
+        ],
         "storage": shape.storage,
         "storage_class": shape.storage_class or None,
         "storage_size": f"{shape.storage_gib}Gi",

@@ -137,6 +137,9 @@ def test_what_every_cluster_on_kubernetes_promises(keys):
             "cloud.google.com/gke-spot"
         ]
         for pod in pods(spec):
+            told = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
+            drain_s = int(told["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            assert 0 < drain_s < pod["terminationGracePeriodSeconds"]
             assert pod["terminationGracePeriodSeconds"] > shapes.KubeRay(**KUBERAY).checkpoint_s
             assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "kinoray-storage"
             assert pod["serviceAccountName"] == "kinoray"

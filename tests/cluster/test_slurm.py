@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import render, shapes
+from cluster import process_ids, render, shapes
 from cluster.environment import CHECKOUT
 from ingest.store import Dataset
 
@@ -138,11 +138,12 @@ class Job:
         path = self.folder / "scontrol"
         return path.read_text().splitlines() if path.exists() else []
 
-    def clean(self) -> bool:
+    def left(self) -> list[str]:
+        """What there still is of the job: processes and folders."""
         sessions = [self.process.pid, *self.told()["nodes"]]
-        left = [p for p in psutil.process_iter() if os.getsid(p.pid) in sessions]
+        own = [p for p in process_ids.everybody() if p.session in sessions and not p.ended]
         folders = [*self.folder.glob(".slurm-*"), *Path("/tmp").glob(f"kray-{self.number}*")]
-        return not [p for p in left if p.status() != psutil.STATUS_ZOMBIE] and not folders
+        return [*(f"process {p.pid}" for p in own), *map(str, folders)]
 
     def end(self) -> None:
         """Whatever a test left, by the sessions that this job began."""
@@ -203,7 +204,7 @@ def test_two_nodes_curate_and_nothing_is_left(tmp_path, tiny_videos, job):
     out = tmp_path / "dataset"
     ours = "import runpy\nrunpy.run_module('jobs', run_name='__main__')"
     one = job({"ray": RAY, "kinoray": ours}, command=f"curate {recipe} source={videos} out={out}")
-    assert one.process.wait(150) == 0, one.said()[-3000:]
+    assert one.process.wait(300) == 0, one.said()[-3000:]
     found = Dataset.open(out)
     assert found.balance().ok
     assert found.query("SELECT count(DISTINCT source_uri) AS n FROM ledger").to_pylist() == [
@@ -214,7 +215,7 @@ def test_two_nodes_curate_and_nothing_is_left(tmp_path, tiny_videos, job):
     assert one.told()["token"] not in one.said()
     assert "On worker node" in one.said()
     assert one.requeued() == []
-    eventually(one.clean)
+    eventually(lambda: one.left() == [], 30)
 
 
 def test_before_its_time_is_over_it_saves_and_is_queued_again(tmp_path, job):
@@ -224,7 +225,7 @@ def test_before_its_time_is_over_it_saves_and_is_queued_again(tmp_path, job):
     assert one.process.wait(20) == 0, one.said()
     assert (tmp_path / "saved").exists()
     assert one.requeued() == [f"requeue {one.number}"]
-    eventually(one.clean)
+    eventually(lambda: one.left() == [], 30)
 
 
 def test_a_verb_that_does_not_save_in_time_is_queued_again_all_the_same(tmp_path, job):
