@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -24,11 +23,18 @@ from typing import IO, Any, Literal
 import ray
 
 from cluster import raylet
+from cluster.environment import (
+    CHECKOUT,
+    ENVIRONMENT,
+    NO_GPU_UNASKED,
+    TOKEN_VARIABLES,
+    make_token,
+    python_path,
+)
 from cluster.head import ClusterUnavailable, Job
 from cluster.quiet import hushed, reread_environment
 from cluster.running import job_name
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("cluster", "ingest", "models", "pipelines", "jobs")
 PREFIX = "kinoray-"
 LOCK = "owner.lock"
@@ -41,21 +47,6 @@ ATTEMPTS = 2
 KNOCK_TIMEOUT_S = 5.0
 # Ray's start-up races on a busy machine; it says so in one of these ways and a second try works.
 TRANSIENT = ("gcs_server_port", "timed out", "Failed to start GCS", "node timed out")
-NO_GPU_UNASKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_COLOR_PREFIX": "0",
-    # Who asked for no GPU sees none: otherwise each worker may take memory of GPUs that others were given.
-    NO_GPU_UNASKED: "1",
-    "RAY_raylet_start_wait_time_s": "150",
-    # Ray Train hands these on to its controller and workers: it looks twice a second, not every two, and does not
-    # watch itself through the dashboard that we do not start.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
-TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,10 +87,9 @@ def _embedded(cluster: Cluster) -> Iterator[None]:
     clean_stale()
     with _folder() as folder:
         token = folder / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        make_token(token)
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        with _environment({**ENVIRONMENT, **own, "PYTHONPATH": _python_path()}):
+        with _environment({**ENVIRONMENT, **own, "PYTHONPATH": python_path()}):
             os.environ.pop("RAY_AUTH_TOKEN", None)
             with _connected(cluster.address, **_shape(cluster, folder)):
                 raylet.watch()
@@ -255,12 +245,6 @@ def _abandoned(path: Path) -> bool:
         except BlockingIOError:
             return False
     return True
-
-
-def _python_path() -> str:
-    """Return the workers' module path: our packages are found in a plain checkout from any current directory."""
-    before = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join(path for path in (str(CHECKOUT), before) if path)
 
 
 @contextlib.contextmanager

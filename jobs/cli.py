@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from jobs import cli_jobs
+from jobs.cli_cluster import cluster
 from jobs.cli_dataset import dataset
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -198,6 +199,7 @@ def doctor(keys: tuple[str, ...], *, extension: str, kind: str, as_json: bool) -
 kinoray.add_command(dataset)
 for one in cli_jobs.COMMANDS:
     kinoray.add_command(one)
+kinoray.add_command(cluster)
 
 
 def _verb(verb: str, recipe: Path, overrides: tuple[str, ...], flags: dict[str, Any]) -> None:
