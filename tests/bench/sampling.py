@@ -1,5 +1,7 @@
 """What an evaluation set costs beside its networks: `python -m tests.bench.sampling` writes tests/bench/sampling.md.
 
+With names of sections (`... makespan latency`) it measures these and writes nothing.
+
 Networks sleep (tests.bench.sampling_actors), so that many logical actors fit on few cores; all else is the product's. Times are
 from the first sample's beginning, when all actors are there, to the last one's files.
 """
@@ -76,17 +78,20 @@ class Made:
 
 
 def main() -> None:
-    """Measure and write the table."""
-    sections = [reducer, overhead, batches]
-    figures = [figure for section in sections for figure in section()]
-    with tempfile.TemporaryDirectory() as name, Interrupt() as stop:
-        folder = Path(name)
+    """Measure all and write the table, or show some sections."""
+    here = {"reducer": reducer, "overhead": overhead, "batches": batches}
+    with_ray = {"throughput": throughput, "makespan": makespan, "latency": latency, "real": real}
+    chosen = sys.argv[1:] or [*here, *with_ray, "central"]
+    figures = [one for name, part in here.items() if name in chosen for one in part()]
+    with tempfile.TemporaryDirectory() as folder, Interrupt() as stop:
         with session(Cluster(num_cpus=LOGICAL_CPUS, object_store_bytes=512 * MIB)):
-            for part in (throughput, makespan, latency, real):
-                figures += part(folder / part.__name__, stop)
-            figures += central()
+            for name, run in with_ray.items():
+                if name in chosen:
+                    figures += run(Path(folder) / name, stop)
+            figures += central() if "central" in chosen else ()
     text = table(figures)
-    atomic_write(TABLE, text.encode())
+    if not sys.argv[1:]:
+        atomic_write(TABLE, text.encode())
     sys.stdout.write(text)
 
 
