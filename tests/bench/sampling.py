@@ -83,12 +83,12 @@ def main() -> None:
     with_ray = {"throughput": throughput, "makespan": makespan, "latency": latency, "real": real}
     chosen = sys.argv[1:] or [*here, *with_ray, "central"]
     figures = [one for name, part in here.items() if name in chosen for one in part()]
-    with tempfile.TemporaryDirectory() as folder, Interrupt() as stop:
-        with session(Cluster(num_cpus=LOGICAL_CPUS, object_store_bytes=512 * MIB)):
-            for name, run in with_ray.items():
-                if name in chosen:
-                    figures += run(Path(folder) / name, stop)
-            figures += central() if "central" in chosen else ()
+    ray_session = session(Cluster(num_cpus=LOGICAL_CPUS, object_store_bytes=512 * MIB))
+    with tempfile.TemporaryDirectory() as folder, Interrupt() as stop, ray_session:
+        for name, run in with_ray.items():
+            if name in chosen:
+                figures += run(Path(folder) / name, stop)
+        figures += central() if "central" in chosen else ()
     text = table(figures)
     if not sys.argv[1:]:
         atomic_write(TABLE, text.encode())
