@@ -142,8 +142,10 @@ class Loop:
         """Return how many flights are still to begin at a place; a source that cannot tell has many."""
         number = self._places.index(place)
         before = self._places[:number]
-        coming = {id(flight) for flight, at, _ in self._flights.values() if at in before}
         queued = sum(len(one.again) + len(one.waiting) for one in (*before, place))
+        # nothing comes to the first, and looking at all flights for each unit would be dear
+        flights = self._flights.values() if before else ()
+        coming = {id(flight) for flight, at, _ in flights if at in before}
         drawn = self._drained or self._stop.requested
         return queued + len(coming) + (0 if drawn else length_hint(source, MANY))
 
