@@ -177,8 +177,16 @@ def show(recipe: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
     help="Test a stage of your own instead; keys are its constructor's.",
 )
 @click.option("--kind", default="", help="What it is to be (default: the kind it fits).")
+@click.option(
+    "--address",
+    default="",
+    metavar="URL",
+    help="Also ask the dashboard of a running cluster, http://HOST:8265, without a token: it must refuse.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON line instead of a table.")
-def doctor(keys: tuple[str, ...], *, extension: str, kind: str, as_json: bool) -> None:
+def doctor(
+    keys: tuple[str, ...], *, extension: str, kind: str, address: str, as_json: bool
+) -> None:
     """Check ffmpeg, the decoder, Ray, the accelerator, disk and tracker; each failure names the next step.
 
     \b
@@ -193,7 +201,7 @@ def doctor(keys: tuple[str, ...], *, extension: str, kind: str, as_json: bool) -
         raise click.UsageError("keys and --kind are for --extension package.module:Class")
     from jobs import doctor as checks
 
-    checks.run(as_json=as_json)
+    checks.run(as_json=as_json, address=address)
 
 
 kinoray.add_command(dataset)

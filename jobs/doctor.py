@@ -4,8 +4,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jobs import demo_videos, render
 
@@ -21,14 +23,24 @@ class Finding:
     status: str
     text: str
     following: str = ""
+    details: tuple[dict[str, Any], ...] = field(default=())
 
 
-def run(*, as_json: bool) -> None:
-    """Run every check and exit 1 if one failed."""
-    findings = [_checked(name, check) for name, check in CHECKS.items()]
+def run(*, as_json: bool, address: str = "") -> None:
+    """Run every check, of a running cluster at `address` too, and exit 1 if one failed."""
+    checks = dict(CHECKS)
+    if address:
+        checks["token"] = partial(_token, address)
+    findings = [_checked(name, check) for name, check in checks.items()]
     if as_json:
         values = [
-            {"check": f.name, "status": f.status, "text": f.text, "next": f.following}
+            {
+                "check": f.name,
+                "status": f.status,
+                "text": f.text,
+                "next": f.following,
+                "details": list(f.details),
+            }
             for f in findings
         ]
         render.result({"checks": values}, as_json=True)
@@ -74,12 +86,42 @@ def _video() -> Finding:
 
 def _ray() -> Finding:
     from cluster.session import Cluster, session
+    from cluster.sockets import listening
 
     with session(Cluster()):
         import ray
 
         cpus = ray.cluster_resources().get("CPU", 0.0)
-    return Finding(name="ray", status="ok", text=f"embedded cluster started with {cpus:.0f} CPUs")
+        sockets = listening()
+    open_ = sum(one.reach == "the network" for one in sockets)
+    text = (
+        f"embedded cluster started with {cpus:.0f} CPUs; it listened on {len(sockets)} ports, {open_} of them on all "
+        "interfaces, where Ray asks for the token (--json names them)"
+    )
+    details = tuple(asdict(one) for one in sockets)
+    return Finding(name="ray", status="ok", text=text, details=details)
+
+
+def _token(address: str) -> Finding:
+    """Ask a cluster without a token: whoever is answered can run code there."""
+    from cluster.ray_node import answer
+
+    status, _ = answer(address.rstrip("/"), "/api/version")
+    if status == 401:
+        return Finding(name="token", status="ok", text=f"{address} refuses who has no token (401)")
+    if not status:
+        return Finding(
+            name="token",
+            status="failed",
+            text=f"no Ray dashboard answers at {address}",
+            following="the address of a dashboard, http://HOST:8265",
+        )
+    return Finding(
+        name="token",
+        status="failed",
+        text=f"{address} answers without a token ({status}): whoever reaches it can run code there",
+        following="start the cluster with RAY_AUTH_MODE=token, or by kinoray cluster up",
+    )
 
 
 def _accelerator() -> Finding:
