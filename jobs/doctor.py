@@ -116,6 +116,13 @@ def _token(address: str) -> Finding:
             text=f"no Ray dashboard answers at {address}",
             following="the address of a dashboard, http://HOST:8265",
         )
+    if status != 200:
+        return Finding(
+            name="token",
+            status="failed",
+            text=f"{address} is no Ray dashboard: it answers {status}",
+            following="the address of a dashboard, http://HOST:8265",
+        )
     return Finding(
         name="token",
         status="failed",

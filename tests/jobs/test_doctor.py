@@ -55,8 +55,3 @@ def test_nobody_there_is_said():
         "failed",
         "the address of a dashboard, http://HOST:8265",
     )
-
-
-@pytest.mark.ray
-def test_a_head_with_a_token_is_well(ray_head):
-    assert doctor._token(ray_head.url).status == "ok"

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.eventlog import read_events
 from ingest.encode import encode_video
-from jobs import submit
+from jobs import doctor, submit
 from jobs.__main__ import _guarded
 from pipelines.identity import CODE_NOTE
 from tests.cluster.served import free_port
@@ -334,3 +334,8 @@ def test_looking_loads_nothing_heavy():
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.ray
+def test_doctor_finds_a_head_with_a_token_well(ray_head):
+    assert doctor._token(ray_head.url).status == "ok"
