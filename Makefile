@@ -10,7 +10,7 @@ ARCHIVES := .kinoray/archives
 unexport PYTHONDONTWRITEBYTECODE
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
-.PHONY: setup demo test check bench faults trained lock
+.PHONY: setup demo test check bench faults trained clusters lock
 setup: $(STAMP) $(ARCHIVES)/.fetched
 
 demo: setup
@@ -18,7 +18,7 @@ demo: setup
 
 # Three workers on two cores too: much of a test's time Ray waits for its own processes.
 test: setup
-	$(PY) -m pytest -n 3 --dist loadfile -m "not faults and not trained"
+	$(PY) -m pytest -n 3 --dist loadfile -m "not faults and not trained and not clusters"
 
 check: $(STAMP)
 	$(VENV)/bin/lint-imports --no-cache
@@ -31,6 +31,10 @@ faults: setup
 
 trained: setup
 	$(PY) -m pytest -m trained
+
+# Heads with dashboards and several nodes at once: one after the other, or two cores are too few for any of them.
+clusters: setup
+	$(PY) -m pytest -m clusters
 
 bench: setup
 	$(PY) -m tests.bench

@@ -37,7 +37,10 @@ CAPTIONS = {"red.mp4": "a red square", "green.mp4": "a green square", "blue.mp4"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that no worker is left with one at the end."""
+    """Begin with the files that take longest, so that no worker is left with one at the end; mark who needs a head."""
+    for item in items:
+        if "ray_head" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.clusters)
     rooms = ("tests/pipelines/", "tests/cluster/")
     items.sort(key=lambda item: next((i for i, r in enumerate(rooms) if r in str(item.path)), 9))
 

@@ -15,7 +15,7 @@ from cluster import local_cluster, process_ids, ray_node
 from cluster.environment import CHECKOUT
 from cluster.local_cluster import Local, LocalClusterError
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.clusters]
 STORE_BYTES = 80 << 20
 # What a person's own driver sees of it.
 DRIVER = """

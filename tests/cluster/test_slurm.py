@@ -195,6 +195,7 @@ def test_bash_reads_it(tmp_path, keys):
 
 
 @pytest.mark.ray
+@pytest.mark.clusters
 def test_two_nodes_curate_and_nothing_is_left(tmp_path, tiny_videos, job):
     """Ray's own `symmetric-run` starts both nodes here: the stand-ins give the second one ports and a /tmp of its own."""
     recipe = tmp_path / "curate.toml"
