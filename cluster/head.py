@@ -4,6 +4,7 @@ Asked with the standard library before anything of Ray is loaded: Ray itself wai
 takes its address from RAY_ADDRESS whatever it is told. The token goes into a header and nowhere else.
 """
 
+import http.client
 import importlib.metadata
 import json
 import os
@@ -179,7 +180,7 @@ def _get(what: str, headers: Mapping[str, str], source: str, url: str) -> dict[s
         raise ClusterUnavailable(_silent(url, f"within {CONNECT_TIMEOUT_S:.0f} s")) from None
     except OSError as error:
         raise ClusterUnavailable(_silent(url, str(error))) from None
-    except Exception:  # noqa: BLE001  no HTTP, or no JSON: whatever it was, it is no dashboard
+    except (http.client.HTTPException, ValueError):  # no HTTP, or no JSON
         raise ClusterUnavailable(_foreign(url)) from None
     return told if isinstance(told, dict) else {}
 

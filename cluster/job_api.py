@@ -215,14 +215,19 @@ class Jobs:
 
 
 def _tailed(client: JobSubmissionClient, id: str) -> Iterator[str]:  # noqa: A002
-    """Yield what arrives, and "" every LOOK_EVERY_S in which nothing did and the head still answers."""
+    """Yield what arrives, and "" every LOOK_EVERY_S in which nothing did and the head still answers.
+
+    A log that stays open is left when its job had ended and nothing came for LOOK_EVERY_S after.
+    """
     loop = asyncio.new_event_loop()
     lines = client.tail_job_logs(id)
     try:
         while True:
-            arriving = asyncio.ensure_future(anext(lines), loop=loop)
+            arriving, over = asyncio.ensure_future(anext(lines), loop=loop), False
             while not loop.run_until_complete(asyncio.wait([arriving], timeout=LOOK_EVERY_S))[0]:
-                client.get_job_info(id)
+                if over:
+                    return
+                over = client.get_job_info(id).status.is_terminal()
                 yield ""
             try:
                 yield arriving.result()

@@ -39,17 +39,8 @@ def verb(name: str, recipe: Path, overrides: Sequence[str], flags: Flags) -> Non
         _plans([planned], flags)
         return
     from jobs import curate_report
-    from pipelines import context
 
-    with context.opened(
-        cluster=made.cluster,
-        tracking_uri=made.tracking_uri,
-        show=render.Progress(quiet=flags.quiet),
-        resume=not flags.no_resume,
-        verify=flags.verify,
-        on_stop=render.stopping,
-        report=curate_report.page_of,
-    ) as surroundings:
+    with _opened(made, flags, report=curate_report.page_of) as surroundings:
         result = module.run(made, context=surroundings)
     if name == "sample":
         _sheet(made.out, flags)
@@ -103,23 +94,32 @@ def take_in(words: Sequence[str], flags: Flags) -> None:
         usage = "kinoray sample import FOLDER model=WHO_MADE_THEM out=SET [prompts=FILE]"
         raise config.ConfigError((f"import takes one folder of videos; next: {usage}",))
     _announce(flags)
-    from pipelines import context, imports
+    from pipelines import imports
 
     made = config.build(imports.Config, {"videos": places[0], **table}, name="import")
     if flags.dry_run:
         told = {"verb": imports.VERB, "videos": str(made.videos), "set": str(made.out)}
         render.result(told, as_json=flags.as_json)
         return
-    with context.opened(
+    with _opened(made, flags) as surroundings:
+        result = imports.run(made, context=surroundings)
+    _sheet(made.out, flags)
+    _end(result, flags)
+
+
+def _opened(made: Any, flags: Flags, **more: Any) -> Any:
+    """Return the surroundings of a run as its config and the flags want them, to be entered."""
+    from pipelines import context
+
+    return context.opened(
         cluster=made.cluster,
         tracking_uri=made.tracking_uri,
         show=render.Progress(quiet=flags.quiet),
         resume=not flags.no_resume,
+        verify=flags.verify,
         on_stop=render.stopping,
-    ) as surroundings:
-        result = imports.run(made, context=surroundings)
-    _sheet(made.out, flags)
-    _end(result, flags)
+        **more,
+    )
 
 
 def _sheet(folder: Path, flags: Flags) -> None:
@@ -137,20 +137,14 @@ def run(recipe: Path, overrides: Sequence[str], flags: Flags) -> None:
     """Run a chain of verbs and write its report page."""
     _announce(flags)
     made = _chain(recipe, overrides, flags)
-    from pipelines import chain, context
+    from pipelines import chain
 
     if flags.dry_run:
         _plans(list(chain.plan(made)), flags)
         return
     from jobs import report
 
-    with context.opened(
-        cluster=made.cluster,
-        tracking_uri=made.tracking_uri,
-        show=render.Progress(quiet=flags.quiet),
-        resume=not flags.no_resume,
-        on_stop=render.stopping,
-    ) as surroundings:
+    with _opened(made, flags) as surroundings:
         result = chain.run(made, context=surroundings, report=report.write)
     if not flags.as_json:
         for line in report.screen(result):

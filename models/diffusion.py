@@ -252,7 +252,7 @@ def _ddim(
     """Return what the scheduler's own deterministic step returns, by the two weights that are all there is to it.
 
     x' = alpha' x0 + sigma' eps (Song et al. 2021, eq. 12 with eta 0), both being sums of x_t and the prediction: two passes
-    over memory, where diffusers takes sixteen and as many copies of the video.
+    over memory, where diffusers makes a copy of the video for each term in between.
     """
     abar = scheduler.alphas_cumprod[timestep].double()
     after = scheduler.alphas_cumprod[timestep - 1] if timestep else scheduler.final_alpha_cumprod

@@ -128,7 +128,8 @@ def reduce(
 
     Bit-equal to those frames of multidiffusion.reduce for every split, order of arrival and
     repetition. weights_KT are those of the whole plan. Raises ValueError on a missing,
-    contradicting, misshapen or non-finite window or piece, or when weights and trim disagree.
+    contradicting or misshapen window or piece, on one that is not finite where it has weight, or
+    when weights and trim disagree.
     """
     _check_weights(halo, weights_KT)
     said = {**_owned(halo, part, own), **_told(halo, part, received)}

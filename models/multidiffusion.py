@@ -22,7 +22,7 @@ def reduce(
 
     Windows that agree on a frame leave it bit-equal, whatever the weights. A window that arrives
     again with the same values (one that was thought lost) changes nothing. Raises ValueError on a
-    missing, contradicting, misshapen or non-finite window.
+    missing, contradicting or misshapen window, and on one that is not finite where it has weight.
     """
     ordered = _ordered(windows, plan)
     check_weights(weights_KT, plan)

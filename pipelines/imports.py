@@ -29,7 +29,7 @@ from pipelines.alone import alone, refuse_running
 from pipelines.conditions import NEVER_SHRUNK_PX
 from pipelines.context import Context, Recorder, recorded
 from pipelines.identity import code_version, digest, plain
-from pipelines.manifest import FOLDER, KEY, SCHEMA, Asked, Writer, read_set, set_digest
+from pipelines.manifest import FOLDER, KEY, SCHEMA, Asked, Writer, failed_row, read_set, set_digest
 from pipelines.order import Order
 from pipelines.output import WrongInput, claim
 from pipelines.prompt_files import shown
@@ -141,15 +141,7 @@ def _taken(
                 writer.add({**outcome.value, "attempts": outcome.attempts})
             else:
                 recorder.warn(f"{shown(job.name)}: {outcome.failure.message}")
-                writer.add(
-                    {
-                        "status": "failed",
-                        "error": f"{outcome.failure.error_class}: {outcome.failure.message}",
-                        **_columns(job),
-                        "attempts": outcome.attempts,
-                        "wall_s": outcome.wall_s,
-                    }
-                )
+                writer.add({**failed_row(job.order, outcome), "seed": ""})
             done += 1
             recorder.progress(done, total)
     finally:
@@ -189,13 +181,16 @@ def take(told: Mapping[str, str], job: Job) -> dict[str, Any]:
 def frames_of(path: str) -> tuple[np.ndarray, Any, bool]:
     """Return a video's frames (uint8 THWC) as they are, its rate, and whether it is constant; raises SourceError."""
     info = ffmpeg.probe(path, PREP)
+    if info.hdr:
+        raise SourceError(
+            "import", "Hdr", "has an HDR transfer (PQ or HLG); next: make it SDR (BT.709)"
+        )
     found: list[np.ndarray] = []
     with Reading(path, info, PREP) as reading:
         for frame in reading:
             found.append(np.array(frame))
             if len(found) * found[0].nbytes > MOST_BYTES:
-                error = SourceError("import", "TooLong", "is more than a clip; next: cut it")
-                raise error
+                raise SourceError("import", "TooLong", "is more than a clip; next: cut it")
     if not found or info.pace is None:
         raise SourceError("import", "Empty", "has no frame")
     return np.stack(found), info.pace.fps, info.pace.steady

@@ -178,7 +178,7 @@ def batches() -> Iterator[Figure]:
         what=f"windows a pass as measured ({chosen} of {most}), speed over one by one",
         found=f"**{single_s / chosen_s:.2f}**",
         goal="never below 1",
-        met=single_s / chosen_s >= 0.97,  # what two measurements of the same differ by
+        met=chosen == 1 or single_s >= chosen_s,
     )
 
 

@@ -254,12 +254,14 @@ def test_a_pipelines_other_schedule_is_refused(told, tmp_path):
 @pytest.mark.parametrize("prediction", ["v", "epsilon", "x0"])
 @pytest.mark.parametrize("steps", [1, 7, 61])
 def test_a_ddim_step_is_diffusers_own(prediction, steps):
+    """In float64, table and all: what is left is rounding, and a wrong weight is not."""
     schedule = Schedule(prediction=prediction, zero_terminal_snr=prediction == "v")
     ours = diffusion.make_scheduler("ddim", schedule, steps)
+    ours.alphas_cumprod = ours.alphas_cumprod.double()
+    ours.final_alpha_cumprod = ours.final_alpha_cumprod.double()
     generator = torch.Generator().manual_seed(steps)
-    x, said = (torch.randn(1, 3, 2, 4, 4, generator=generator) for _ in range(2))
+    x, said = (torch.randn(1, 3, 2, 4, 4, generator=generator).double() for _ in range(2))
     for step in range(steps):
         told = diffusion.advance(ours, said, step, x)
         own = ours.step(said, ours.timesteps[step], x, return_dict=False)[0]
-        limit = 2e-6 * max(1.0, float(own.abs().max()))
-        assert float((told - own).abs().max()) <= limit * (1 if prediction == "v" else 20), step
+        assert torch.allclose(told, own, rtol=1e-9, atol=1e-9), step

@@ -123,6 +123,21 @@ def test_wrong_windows_are_named(arrived, message):
         reduce(arrived, plan, windows.weights(plan))
 
 
+@pytest.mark.parametrize("frame", range(4))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_value_that_is_not_finite_gets_into_the_video(frame, value):
+    """On a frame that is trimmed it has no weight and does nothing; on any other it is told."""
+    plan = windows.exact(6, 4, 2)
+    bad = part()
+    bad[:, :, frame] = value
+    told = reduce, [(0, part()), (1, bad)], plan, windows.weights(plan, trim=1)
+    if frame == 0:
+        assert torch.equal(told[0](*told[1:]), torch.zeros(1, 1, 6, 1, 1))
+    else:
+        with pytest.raises(ValueError, match="window 1 holds NaN"):
+            told[0](*told[1:])
+
+
 def test_weights_must_cover_every_frame():
     plan = windows.exact(6, 4, 2)
     with pytest.raises(ValueError, match="positive somewhere"):

@@ -168,3 +168,39 @@ def test_configurations_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="10x8 pixels do not divide by scale 4"):
         ssr.shrink(randn(1, 3, 1, 10, 8), 4)
     assert ssr.Config().network.frames_multiple == 1
+
+
+def written_out(network, condition, level_B, schedule):
+    """The preconditioning term by term: the mean and variance of x0, the innovation, the detail in standard deviations."""
+    s = level_B.reshape(-1, 1, 1, 1, 1)
+    mean, variance = condition / (1 - s**2).sqrt(), s**2 / (1 - s**2) + ssr.DETAIL_STD**2
+
+    def denoise(x, timestep_B):
+        alpha, sigma = diffusion.alpha_sigma(schedule, timestep_B, x)
+        total = alpha**2 * variance + sigma**2
+        innovation = (x - alpha * mean) / total.sqrt()
+        detail = network(torch.cat((innovation, condition), dim=1))
+        expected = mean + alpha * variance / total.sqrt() * innovation
+        x0 = expected + sigma * (variance / total).sqrt() * detail
+        return diffusion.from_x0(x0, x, timestep_B, schedule)
+
+    return denoise
+
+
+@pytest.mark.parametrize(
+    ("prediction", "zero"),
+    [("v", True), ("v", False), ("x0", True), ("x0", False), ("epsilon", False)],
+)
+def test_weighted_sums_are_the_preconditioning_written_out(prediction, zero):
+    schedule = Schedule(prediction=prediction, zero_terminal_snr=zero)
+
+    def network(both, *_, **__):
+        return torch.sin(3 * both[:, :3] + both[:, 3:])
+
+    x, condition = (randn(4, 3, 2, 4, 4, seed=seed).double() for seed in (1, 2))
+    level_B = torch.tensor([0.0, 0.1, 0.3, 0.5]).double()
+    timestep_B = torch.tensor([0, 10, 500, 999])
+    wanted = written_out(network, condition, level_B, schedule)(x, timestep_B)
+    text = torch.zeros(4, 1, 1)
+    told = ssr.denoiser(network, condition, text, level_B, schedule=schedule)(x, timestep_B)
+    assert torch.allclose(told, wanted, rtol=1e-9, atol=1e-9)

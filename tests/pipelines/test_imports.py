@@ -2,15 +2,21 @@
 
 import json
 import shutil
+import subprocess
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ingest import child
 from ingest.encode import encode_video
+from ingest.sources import SourceError
 from pipelines import imports
 from pipelines.manifest import complete_rows, read_set
+from pipelines.order import Order
 from pipelines.output import WrongInput
+from pipelines.prompts import Prompt
 from pipelines.videos import read_frames
 from tests.pipelines.conftest import kinoray
 
@@ -65,6 +71,39 @@ def test_pixels_are_those_of_the_file(folder):
     frames, fps, steady = imports.frames_of(str(folder / "x.mp4"))
     assert (fps, steady) == (25, True)
     assert np.abs(frames.astype(int) - shown).max() <= 1
+
+
+def test_odd_sizes_and_half_rates_are_taken_as_they_are(tmp_path):
+    """33 x 25 px at 30000/1001: what to watch has even sides, what is measured has the file's own."""
+    place, out = tmp_path / "odd.mkv", tmp_path / "set"
+    command = [
+        child.executable(),
+        *child.GLOBAL,
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=s=64x48:r=30000/1001:d=0.4",
+    ]
+    subprocess.run(
+        [*command, "-vf", "scale=33:25,format=bgr0", "-c:v", "ffv1", str(place)], check=True
+    )
+    frames, fps, steady = imports.frames_of(str(place))
+    assert (frames.shape, fps, steady) == ((12, 25, 33, 3), Fraction(30000, 1001), True)
+    order = Order(identity="0" * 64, prompt=Prompt(text="x"), negative="", index=0, seed=0)
+    job = imports.Job(order=order, path=str(place), sha256="ab", name="odd.mkv")
+    row = imports.take({"model": "x", "out": str(out), "code": "c"}, job)
+    assert np.array_equal(read_frames(out / row["lossless_path"], row["frames_sha256"]), frames)
+    assert (row["width"], row["height"], row["fps"]) == (33, 25, 30)
+    assert json.loads(row["settings"])["imported"]["fps"] == "30000/1001"
+
+
+def test_hdr_is_refused_in_words(tmp_path):
+    place = tmp_path / "hdr.mp4"
+    command = [child.executable(), *child.GLOBAL, "-f", "lavfi", "-i", "testsrc2=s=64x48:r=8:d=1"]
+    hdr = "setparams=color_primaries=bt2020:colorspace=bt2020nc:color_trc=smpte2084"
+    subprocess.run([*command, "-vf", hdr, "-c:v", "libx264", str(place)], check=True)
+    with pytest.raises(SourceError, match="HDR transfer"):
+        imports.frames_of(str(place))
 
 
 def test_without_a_suite_the_names_are_the_prompts(folder):
