@@ -18,7 +18,7 @@ demo: setup
 
 # Three workers on two cores too: much of a test's time Ray waits for its own processes.
 test: setup
-	$(PY) -m pytest -n 3 --dist loadfile -m "not faults and not trained and not clusters"
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not faults and not trained and not clusters"
 
 check: $(STAMP)
 	$(VENV)/bin/lint-imports --no-cache

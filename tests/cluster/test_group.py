@@ -69,6 +69,7 @@ def die(told):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.faults
 def test_a_worker_that_dies_as_it_starts_is_started_again_and_said_in_the_end(tmp_path):
     # Ray starts a group anew after its first look at it only; before, the death is an error of its controller
     told = {"folder": str(tmp_path), "always": False}

@@ -142,6 +142,7 @@ def test_files_of_no_prompt_or_of_the_same_are_refused(tmp_path, folder, change,
         imports._jobs(config)
 
 
+@pytest.mark.faults
 def test_what_cannot_be_decoded_keeps_a_row_with_its_reason_and_the_set_is_incomplete(
     tmp_path, folder
 ):

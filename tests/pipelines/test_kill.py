@@ -8,6 +8,7 @@ from tests.pipelines.conftest import RECIPE, killed_when, kinoray
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.faults
 def test_killed_in_training_and_run_again(chain, tmp_path, tiny_videos):
     (tmp_path / "tiny.toml").write_text(RECIPE.format(videos=tiny_videos))
     words = ("run", "tiny.toml", "--json")

@@ -59,6 +59,7 @@ def files(folder: Path) -> dict[str, int]:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 class TestSets:
+    @pytest.mark.faults
     def test_the_same_set_on_any_actors_in_any_order(self, made, recipe, tmp_path):
         one = made(num_actors=1, num_seeds=2)
         assert (one.status, one.asked, one.samples, one.made, one.failed) == ("done", 6, 6, 6, 0)
@@ -134,6 +135,7 @@ class TestSets:
         assert (seen.made, seen.digest) == (2, whole.digest)
         assert made(num_seeds=2, verify=True).made == 0
 
+    @pytest.mark.faults
     def test_measured_once_how_many_windows_pass_at_once(self, made, recipe):
         first = made(max_prompts=1, micro_batch=0)
         told = json.loads((recipe["out"] / "measured.json").read_text())

@@ -22,6 +22,7 @@ def test_two_kills_lose_and_double_nothing(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+@pytest.mark.faults
 def test_a_full_disk_is_one_line_and_what_was_made_stays(tmp_path, disk_of):
     place = sample_kills.recipe(tmp_path, prompts=6)
     disk = disk_of("600k")

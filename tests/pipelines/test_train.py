@@ -64,6 +64,7 @@ def test_a_killed_worker_changes_neither_losses_nor_weights(folder):
     )
 
 
+@pytest.mark.faults
 def test_a_training_that_diverges_ends_at_once_with_a_next_step(folder):
     # a learning rate that makes NaN of the weights, and a guard that does not wait
     words = ("optimizer.learning_rate=1e30", "guard.patience=1", "guard.rollbacks=0", "steps=60")
@@ -75,6 +76,7 @@ def test_a_training_that_diverges_ends_at_once_with_a_next_step(folder):
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.faults
 def test_a_damaged_checkpoint_is_passed_over_and_said(folder):
     words = ("train", "train.toml", "num_workers=1", "out=out")
     code, said = killed_at_step(folder, "driver", 5, *words)

@@ -86,6 +86,7 @@ def address_space(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.mark.faults
 def test_memory_that_runs_out_is_said_and_not_tried_again(folder):
     # torch's CPU allocator says so by a RuntimeError: a weight of 618 GB
     words = ("num_workers=1", f"model={{widths = [8, 131072], {NETWORK}}}")
@@ -101,6 +102,7 @@ def test_memory_that_runs_out_is_said_and_not_tried_again(folder):
     ]
 
 
+@pytest.mark.faults
 def test_damaged_and_half_written_checkpoints_are_said_and_cleared(folder):
     words = ("train", "train.toml", "num_workers=1", "checkpoint_every=1", "retention.newest=9")
     killed_at_step(folder, "driver", 6, *words, "steps=9")
