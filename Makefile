@@ -16,7 +16,8 @@ setup: $(STAMP) $(ARCHIVES)/.fetched
 demo: setup
 	$(VENV)/bin/kinoray demo
 
-# Three workers on two cores too: much of a test's time Ray waits for its own processes.
+# Three workers on two cores too: much of a test's time Ray waits for its own processes. In conftest's order: by itself
+# xdist runs the files with few tests last, and those are the kills, then three at once.
 test: setup
 	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not faults and not trained and not clusters"
 

@@ -141,7 +141,6 @@ def distance(one: Path, other: Path) -> float:
 
 
 @pytest.mark.parametrize("name", list(OTHER_FORMS))
-@pytest.mark.faults
 def test_neither_workers_nor_their_form_change_what_is_learned(runs, name):
     assert losses(runs / name) == pytest.approx(losses(runs / "one"), rel=1e-5)
     assert distance(runs / "one", runs / name) < NEAR
