@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray import train
+from ray import cloudpickle, train
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -81,10 +81,11 @@ def fit(
     """
     need = resources.Need(num_cpus=num_cpus, num_gpus=num_gpus)
     resources.fit(need, num_workers=num_workers if isinstance(num_workers, int) else num_workers[0])
+    packed = cloudpickle.dumps((function, dict(told)))  # pyright: ignore[reportPrivateImportUsage]
     for start in range(max_failures + 1):
         trainer = TorchTrainer(
-            function,
-            train_loop_config=dict(told),
+            _open_and_run,
+            train_loop_config={"packed": packed},
             torch_config=TorchConfig(backend="nccl" if num_gpus else "gloo"),
             scaling_config=train.ScalingConfig(
                 num_workers=num_workers, use_gpu=bool(num_gpus), resources_per_worker=need.named
@@ -103,6 +104,16 @@ def fit(
             return
         if not _died_early(failed) or start == max_failures:
             raise GroupFailed(_words(failed)) from failed
+
+
+def _open_and_run(told: Mapping[str, Any]) -> None:
+    """Run on a worker what `fit` was given.
+
+    It travels packed: Ray Train's controller opens what it hands on, and would load every library of the models, for
+    seconds and a gigabyte, before it asks for the first worker.
+    """
+    function, told = cloudpickle.loads(told["packed"])
+    function(told)
 
 
 def _ran(trainer: TorchTrainer) -> BaseException | None:

@@ -10,17 +10,20 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from models import noise
 from models.schedule import Schedule, alpha_sigma, alphas_cumprod
 
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    Scheduler = DDIMScheduler | DPMSolverMultistepScheduler
+
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Scheduler = DDIMScheduler | DPMSolverMultistepScheduler
 
 # The ancestral sampler is DDIM with eta 1 (the same posterior): diffusers' DDPMScheduler draws its
 # own noise, ours must be addressed. A hair below 1 keeps 1 - abar - std^2 from rounding below 0.
@@ -189,13 +192,16 @@ def timesteps(schedule: Schedule, steps: int) -> list[int]:
     return [round(Fraction(n * (steps - i), steps)) - 1 for i in range(steps)]
 
 
-def make_scheduler(name: str, schedule: Schedule, steps: int) -> Scheduler:
+def make_scheduler(name: str, schedule: Schedule, steps: int) -> "Scheduler":
     """Return a diffusers scheduler, "ddim", "dpm++" (2M) or "ddpm" (ancestral), set to `timesteps`.
 
     Its own `timesteps` name the steps for `advance`. A DDIM scheduler keeps the chosen timesteps of
     its table alone, where the next is one down: on the whole table it goes down by num_timesteps //
     steps, which misses the next timestep, and the clean end too, unless the steps divide.
     """
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
     chosen = timesteps(schedule, steps)
     abar = alphas_cumprod(schedule)
     betas = 1.0 - abar / torch.cat((torch.ones(1, dtype=torch.float64), abar[:-1]))
@@ -223,7 +229,7 @@ def make_scheduler(name: str, schedule: Schedule, steps: int) -> Scheduler:
 
 
 def advance(
-    scheduler: Scheduler,
+    scheduler: "Scheduler",
     prediction: torch.Tensor,
     step: int,
     x_t: torch.Tensor,
@@ -234,6 +240,8 @@ def advance(
 
     Any step may be the first (SDEdit), with no history then; the others follow in order.
     """
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
     timestep: Any = scheduler.timesteps[step]
     if step_noise is None and isinstance(scheduler, DDIMScheduler):
         return _ddim(scheduler, prediction, int(timestep), x_t)
@@ -247,7 +255,7 @@ def advance(
 
 
 def _ddim(
-    scheduler: DDIMScheduler, prediction: torch.Tensor, timestep: int, x_t: torch.Tensor
+    scheduler: "DDIMScheduler", prediction: torch.Tensor, timestep: int, x_t: torch.Tensor
 ) -> torch.Tensor:
     """Return what the scheduler's own deterministic step returns, by the two weights that are all there is to it.
 

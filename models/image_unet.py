@@ -2,22 +2,23 @@
 
 Two block families (diffusers 0.42): Stable Diffusion's (resizing by a convolution, transformers with
 cross-attention) and DeepFloyd IF's (resizing by a resnet that hears the time, attention with added keys and
-values). Letters: B batch, C channels, T frames, H height, W width, N tokens, D width, F = B*T folded.
+values). diffusers is loaded where a network is built: who only describes one need not wait the seconds that takes.
+Letters: B batch, C channels, T frames, H height, W width, N tokens, D width, F = B*T folded.
 """
 
 import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 RESIZING = frozenset(
     f"{family}{way}"
@@ -30,9 +31,6 @@ RESIZING = frozenset(
     for way in ways
 )
 MIDDLE = frozenset({"UNetMidBlock2D", "UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"})
-
-# What a pass calls as a whole: resizes and pairs are made of these.
-CALLED = (ResnetBlock2D, Transformer2DModel)
 
 # What an image model may ask for beside (sample, timestep, text, noise level): nothing.
 _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
@@ -50,6 +48,8 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
     ValueError names a block or an input that cannot be inflated, and a key that diffusers does not know.
     """
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(UNet2DConditionModel.__init__).parameters.items()
@@ -100,8 +100,18 @@ def layers(config: Mapping[str, Any]) -> tuple[int, ...]:
     return (count,) * levels if isinstance(count, int) else tuple(count)
 
 
-def build(config: Mapping[str, Any], *, seed: int) -> UNet2DConditionModel:
+def called() -> tuple[type[nn.Module], ...]:
+    """Return what a pass calls as a whole: resizes and pairs are made of these."""
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    return ResnetBlock2D, Transformer2DModel
+
+
+def build(config: Mapping[str, Any], *, seed: int) -> "UNet2DConditionModel":
     """Return the image model with random weights that depend on `seed` only."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DConditionModel(**config)
@@ -137,8 +147,10 @@ def read(folder: Path, *, variant: str = "") -> tuple[str, dict[str, torch.Tenso
     raise FileNotFoundError(_what_to_do(inner, whole.name))
 
 
-def load(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> UNet2DConditionModel:
+def load(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> "UNet2DConditionModel":
     """Return the image model with these weights in fp32, made once; ValueError when they do not fit."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
     # Copied: what was read may be pages of a file, and is the caller's.
@@ -150,7 +162,7 @@ def load(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> UNet2D
     return unet
 
 
-def check(unet: UNet2DConditionModel) -> None:
+def check(unet: "UNet2DConditionModel") -> None:
     """Raise ValueError unless every block is of the two families."""
     resizing = {type(block).__name__ for block in [*unet.down_blocks, *unet.up_blocks]}
     _check_blocks(resizing, set() if unet.mid_block is None else {type(unet.mid_block).__name__})
@@ -188,15 +200,15 @@ def embed_dim(unet: Any) -> int:
 
 
 def attend(attention: Any, h_FCHW: torch.Tensor, text_FND: torch.Tensor) -> torch.Tensor:
-    """Run one spatial attention of either family."""
-    if isinstance(attention, Transformer2DModel):
+    """Run one spatial attention of either family: a Transformer2DModel has blocks, an Attention has none."""
+    if hasattr(attention, "transformer_blocks"):
         return attention(h_FCHW, encoder_hidden_states=text_FND, return_dict=False)[0]
     return attention(h_FCHW, encoder_hidden_states=text_FND)
 
 
 def resize(layer: nn.Module, h_FCHW: torch.Tensor, e_FD: torch.Tensor) -> torch.Tensor:
     """Run one spatial resize of either family: a convolution, or a resnet that hears e."""
-    return layer(h_FCHW, e_FD) if isinstance(layer, ResnetBlock2D) else layer(h_FCHW)
+    return layer(h_FCHW, e_FD) if hasattr(layer, "time_emb_proj") else layer(h_FCHW)
 
 
 def _check_blocks(resizing: set[str], middle: set[str]) -> None:

@@ -7,7 +7,7 @@ Letters: B batch, C channels, T frames, H height, W width, N tokens, D embedding
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from models import image_unet
 from models.stunet_config import Config as Config  # noqa: PLC0414  part of this module's interface
 from models.temporal import AttnInflate, ConvInflate, Motion
 from models.walk import Walk
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 Role = Literal["base", "motion", "ssr"]
 
@@ -36,7 +39,7 @@ def inflate(folder: Path, *, seed: int, variant: str = "", **choices: Any) -> "S
     return _over(image_unet.load(config.image_config, state), config, seed=seed)
 
 
-def _over(unet: image_unet.UNet2DConditionModel, config: Config, *, seed: int) -> "STUNet":
+def _over(unet: "UNet2DConditionModel", config: Config, *, seed: int) -> "STUNet":
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         return STUNet(unet, config).eval()
@@ -45,7 +48,7 @@ def _over(unet: image_unet.UNet2DConditionModel, config: Config, *, seed: int) -
 class STUNet(nn.Module):
     """Image U-Net `unet` (base) plus temporal modules `motion`, called on whole videos."""
 
-    def __init__(self, unet: image_unet.UNet2DConditionModel, config: Config) -> None:
+    def __init__(self, unet: "UNet2DConditionModel", config: Config) -> None:
         super().__init__()
         image_unet.check(unet)
         self.config = config
@@ -188,7 +191,7 @@ def trainable(model: STUNet, role: Role) -> dict[str, nn.Parameter]:
 
 def blocks(model: STUNet) -> list[nn.Module]:
     """Return the modules that a pass calls as wholes and that hold most of the weights: what FSDP gathers one by one."""
-    kinds = (*image_unet.CALLED, ConvInflate, AttnInflate)
+    kinds = (*image_unet.called(), ConvInflate, AttnInflate)
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 

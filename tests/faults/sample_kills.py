@@ -27,7 +27,7 @@ base = "{base}"
 motion = "{motion}"
 ssr = "{ssr}"
 num_seeds = 2
-base_solver = {{steps = 25}}
+base_solver = {{steps = {steps}}}
 ssr_solver = {{steps = 4}}
 windows = {{window = 8, overlap = 2}}
 num_actors = {actors}
@@ -35,12 +35,14 @@ ssr_actors = {ssr_actors}
 """
 
 
-def recipe(folder: Path, *, prompts: int, actors: int = 2, ssr_actors: int = 0) -> Path:
-    """Write checkpoints, prompts and a recipe of a set."""
+def recipe(
+    folder: Path, *, prompts: int, actors: int = 2, ssr_actors: int = 0, steps: int = 25
+) -> Path:
+    """Write checkpoints, prompts and a recipe of a set; more steps make its videos slower."""
     made = made_roles(folder / "roles")
     (folder / "prompts.txt").write_text("\n".join(f"a thing, number {i}" for i in range(prompts)))
     place = folder / "set.toml"
-    place.write_text(RECIPE.format(**made, actors=actors, ssr_actors=ssr_actors))
+    place.write_text(RECIPE.format(**made, actors=actors, ssr_actors=ssr_actors, steps=steps))
     return place
 
 

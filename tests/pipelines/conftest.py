@@ -49,6 +49,7 @@ dataset = "@curate"
 base = "@base"
 steps = 1
 global_batch = 2
+num_workers = 1
 
 [steps.ssr]
 verb = "train"
@@ -56,6 +57,7 @@ role = "ssr"
 dataset = "@curate"
 steps = 1
 global_batch = 2
+num_workers = 1
 frames = 4
 ssr = {{sample_px = 32, widths = [8, 16], text_dim = 16, head_dim = 8}}
 

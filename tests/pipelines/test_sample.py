@@ -25,19 +25,37 @@ def roles(tmp_path_factory) -> dict[str, Any]:
     return made_roles(tmp_path_factory.mktemp("roles"))
 
 
-@pytest.fixture
-def recipe(roles, tmp_path):
-    """Keys of a small set of two windows."""
-    prompts = tmp_path / "prompts.txt"
+def keys(roles: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the keys of a small set of two windows."""
+    prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     return {
         **roles,
         "prompts": str(prompts),
-        "out": tmp_path / "set",
+        "out": folder / "set",
         "base_solver": sample.Solver(steps=2),
         "ssr_solver": sample.Solver(steps=2),
         "windows": sample.Windows(window=8, overlap=2),
     }
+
+
+@pytest.fixture
+def recipe(roles, tmp_path):
+    return keys(roles, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def first(roles, run_sample, ray_session, tmp_path_factory) -> tuple[Path, sample.Result]:  # noqa: ARG001  where it runs
+    """A set of two seeds a prompt, made by two actors, and what its run told: to be copied, not changed."""
+    told = keys(roles, tmp_path_factory.mktemp("first"))
+    return told["out"], run_sample(sample.Config(**told, num_seeds=2, num_actors=2))
+
+
+@pytest.fixture
+def whole(first, recipe) -> sample.Result:
+    """The first set, copied to where the recipe makes its own; a test goes on from there."""
+    shutil.copytree(first[0], recipe["out"])
+    return first[1]
 
 
 @pytest.fixture
@@ -81,35 +99,32 @@ class TestSets:
             again = {"out": tmp_path / f"again{number}", "prompts": str(shuffled), "num_seeds": 2}
             assert made(**again, **change).digest == one.digest, change
 
-    def test_a_set_grows_by_what_is_new(self, made, recipe):
-        small = made(max_prompts=1)
+    def test_a_set_grows_by_what_is_new(self, made, recipe, whole):
         before = files(recipe["out"])
-        grown = made(num_seeds=2)
-        assert (small.made, grown.made, grown.samples) == (1, 5, 6)
+        grown = made(num_seeds=3)
+        assert (whole.made, grown.made, grown.samples) == (6, 3, 9)
         assert before.items() <= files(recipe["out"]).items()
         after = files(recipe["out"])
-        again = made(num_seeds=2)
+        again = made(num_seeds=3)
         assert again.run_id == grown.run_id
         assert again.digest == grown.digest
-        shrunk = made(max_prompts=1)
-        assert (shrunk.made, shrunk.samples, shrunk.digest) == (0, 1, small.digest)
+        shrunk = made(num_seeds=2)
+        assert (shrunk.made, shrunk.samples, shrunk.digest) == (0, 6, whole.digest)
         assert files(recipe["out"]) == after, "nothing is made twice, and nothing removed"
-        assert len(complete_rows(recipe["out"])) == 1, "evaluated is what was asked for last"
-        assert len(read_set(recipe["out"])) == 6
+        assert len(complete_rows(recipe["out"])) == 6, "evaluated is what was asked for last"
+        assert len(read_set(recipe["out"])) == 9
 
-    def test_seeds_do_not_depend_on_the_set(self, made, recipe, tmp_path):
-        made(num_seeds=2)
+    def test_seeds_depend_neither_on_the_set_nor_on_its_actors(self, made, first, tmp_path):
         alone = tmp_path / "alone.jsonl"
         alone.write_text(json.dumps({"prompt": PROMPTS[1], "num_seeds": 3}))
-        made(prompts=str(alone), out=tmp_path / "one")
-        whole = {row["identity"]: row for row in complete_rows(recipe["out"])}
+        made(prompts=str(alone), out=tmp_path / "one", num_actors=1)
+        whole = {row["identity"]: row for row in complete_rows(first[0])}
         one = {row["identity"]: row for row in complete_rows(tmp_path / "one")}
         both = whole.keys() & one.keys()
         assert len(both) == 2
         assert all(whole[i]["frames_sha256"] == one[i]["frames_sha256"] for i in both)
 
-    def test_what_decides_pixels_is_in_the_name_and_another_recipe_is_refused(self, made):
-        first = made(max_prompts=1)
+    def test_what_decides_pixels_is_in_the_name_and_another_recipe_is_refused(self, made, whole):
         for change in (
             {"seed": 1},
             {"base_solver": sample.Solver(steps=3)},
@@ -118,11 +133,10 @@ class TestSets:
             {"micro_batch": 2},
         ):
             with pytest.raises(Occupied, match="was made by another recipe"):
-                made(max_prompts=1, **change)
-        assert made(max_prompts=1).digest == first.digest
+                made(num_seeds=2, **change)
+        assert made(num_seeds=2).digest == whole.digest
 
-    def test_what_is_lost_or_damaged_is_made_again(self, made, recipe):
-        whole = made(num_seeds=2)
+    def test_what_is_lost_or_damaged_is_made_again(self, made, recipe, whole):
         rows = complete_rows(recipe["out"])
         (recipe["out"] / rows[0]["view_path"]).unlink()
         gone = made(num_seeds=2)
@@ -131,7 +145,7 @@ class TestSets:
         other.write_bytes((recipe["out"] / rows[2]["lossless_path"]).read_bytes())
         cut = recipe["out"] / rows[4]["base_path"]
         cut.write_bytes(cut.read_bytes()[:500])
-        seen = made(num_seeds=2, verify=True)
+        seen = made(num_seeds=2, verify=True, num_actors=1)
         assert (seen.made, seen.digest) == (2, whole.digest)
         assert made(num_seeds=2, verify=True).made == 0
 
@@ -151,12 +165,12 @@ class TestSets:
         assert (second.made == 1) == (chosen == 2), "the number is part of the name"
         assert first.samples == 1
 
-    def test_a_set_with_holes_is_refused(self, made, recipe):
-        made(max_prompts=2)
+    @pytest.mark.usefixtures("whole")
+    def test_a_set_with_holes_is_refused(self, recipe):
         asked = Asked.read(recipe["out"])
         assert asked is not None
         Asked((*asked.identities, "0" * 64)).write(recipe["out"])
-        with pytest.raises(Incomplete, match="1 of 3 samples are missing; next:"):
+        with pytest.raises(Incomplete, match="1 of 7 samples are missing; next:"):
             complete_rows(recipe["out"])
 
 
@@ -278,16 +292,15 @@ def test_a_public_pipeline_is_sampled_like_our_own(made, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_one_video_at_a_terminal_is_that_of_a_set(made, recipe, tmp_path, capsys, monkeypatch):
-    made(max_prompts=1)
-    (row,) = complete_rows(recipe["out"])
+def test_one_video_at_a_terminal_is_that_of_a_set(first, recipe, tmp_path, capsys, monkeypatch):
+    row = next(r for r in complete_rows(first[0]) if (r["prompt"], r["index"]) == ("a cat", 0))
     monkeypatch.chdir(tmp_path)
     words = [f"{role}={recipe[role]}" for role in ("base", "motion", "ssr")]
     words += ["base_solver.steps=2", "ssr_solver.steps=2", "windows={window = 8, overlap = 2}"]
     assert _guarded(["sample", "prompt=a cat", "out=films/cat.mp4", *words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["identity"] == row["identity"]
-    assert (tmp_path / "films" / "cat.mp4").read_bytes() == (recipe["out"] / row["view_path"]).read_bytes()  # fmt: skip
+    assert (tmp_path / "films" / "cat.mp4").read_bytes() == (first[0] / row["view_path"]).read_bytes()  # fmt: skip
     assert _guarded(["sample", "prompt=a cat", "out=cat.gif", *words]) == 2
     assert "out: cat.gif is no .mp4; next: out=video.mp4" in capsys.readouterr().err
     assert _guarded(["sample", "prompt= ", "out=cat.mp4", *words]) == 2

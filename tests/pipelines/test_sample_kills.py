@@ -11,7 +11,7 @@ from tests.pipelines.conftest import kinoray
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_two_kills_lose_and_double_nothing(tmp_path):
-    place = sample_kills.recipe(tmp_path, prompts=5)
+    place = sample_kills.recipe(tmp_path, prompts=4, steps=10)
     words = ["sample", str(place), "--json"]
     calm = kinoray(tmp_path, *words, "out=calm")
     assert calm.code == 0, calm.err[-2000:]
