@@ -102,7 +102,10 @@ class _Run:
             warn=self._warn,
             regular=job.checkpoint_every,
         )
-        self._meter = metered(job.spec, frames=job.frames, device=place.device)
+        # only rank 0 tells numbers, and what a clip costs takes a second to count
+        self._meter = (
+            metered(job.spec, frames=job.frames, device=place.device) if place.rank == 0 else None
+        )
 
     def _fresh(self) -> Trainee:
         return beginning.fresh(self.job, self._base, self.place)
@@ -145,6 +148,8 @@ class _Run:
         self._follow(self.watch.judge(loss, norm), rate, step, loss=loss, norm=norm)
         self.cursor = batch.state
         wall_s = time.monotonic() - started_s
+        if self._meter is None:
+            return False
         numbers = {
             "loss": loss,
             "grad_norm": norm,
@@ -156,7 +161,7 @@ class _Run:
                 clips=job.global_batch, wall_s=wall_s, workers=self.place.world_size
             ),
         }
-        return self.place.rank == 0 and self._post({"event": "step", "step": step + 1, **numbers})
+        return self._post({"event": "step", "step": step + 1, **numbers})
 
     def _follow(self, verdict: str, rate: float, step: int, *, loss: float, norm: float) -> None:
         """Do what the guard says."""

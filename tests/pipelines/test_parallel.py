@@ -29,6 +29,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from cluster.group import Place
+from models import image_unet
 from pipelines import training
 
 def work(rank, world, port, told, folder, stop_after):
@@ -43,6 +44,7 @@ def work(rank, world, port, told, folder, stop_after):
     dist.destroy_process_group()
 
 torch.set_num_threads(1)
+image_unet.called()  # loads diffusers
 for number, (world, stop_after, folder, told) in enumerate(pickle.load(open(sys.argv[1], "rb"))):
     pids = []
     for rank in range(world):
