@@ -103,9 +103,8 @@ class _Run:
             regular=job.checkpoint_every,
         )
         # only rank 0 tells numbers, and what a clip costs takes a second to count
-        self._meter = (
-            metered(job.spec, frames=job.frames, device=place.device) if place.rank == 0 else None
-        )
+        told = {"frames": job.frames, "device": place.device}
+        self._meter = metered(job.spec, **told) if place.rank == 0 else None
 
     def _fresh(self) -> Trainee:
         return beginning.fresh(self.job, self._base, self.place)
