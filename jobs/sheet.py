@@ -33,10 +33,12 @@ def write(folder: Path) -> Path:
 
 
 def asked_rows(folder: Path) -> list[Row]:
-    """Return the rows of the samples that the set was last asked for."""
+    """Return the rows of the samples that the set was last asked for, prompt by prompt in the order of their file."""
     asked, rows = Asked.read(folder), read_set(folder)
-    wanted = None if asked is None else set(asked.identities)
-    return [row for row in rows if wanted is None or row["identity"] in wanted]
+    if asked is None:
+        return rows
+    found = {row["identity"]: row for row in rows}
+    return [found[identity] for identity in asked.identities if identity in found]
 
 
 def parts(folder: Path, rows: Sequence[Row]) -> list[str]:

@@ -28,17 +28,27 @@ def reduce(
     check_weights(weights_KT, plan)
     b, c, _, h, w = ordered[0].shape
     video = torch.empty(b, c, plan.frames, h, w, device=ordered[0].device)
-    shares_KT = shares(weights_KT).float().cpu()
-    done = 0
-    for k, prediction in enumerate(ordered):
-        part = video[:, :, plan.slice(k)]
-        blend(part, prediction, shares_KT[k, plan.slice(k)])
-        last = k + 1 == len(ordered)
-        stop = plan.frames if last else plan.starts[k + 1]
-        # what no later window touches, now, while it is in the cache
-        check_finite(video[:, :, done:stop], enumerate(ordered))
-        done = stop
+    shares_TK = shares(weights_KT).float().T.tolist()
+    heard = [tuple(k for k, share in enumerate(told) if share) for told in shares_TK]
+    for said, run in itertools.groupby(range(plan.frames), key=heard.__getitem__):
+        frames = list(run)
+        parts = [_frames(ordered[k], frames, plan.starts[k]) for k in said]
+        mean = _frames(video, frames, 0)
+        if len(said) == 1:
+            mean.copy_(parts[0])
+        for i, t in enumerate(frames[: len(frames) if len(said) > 1 else 0]):
+            before = parts[0][:, :, i].float()
+            for k, part in zip(said[1:], parts[1:], strict=True):
+                now = part[:, :, i].float()
+                before = torch.lerp(before, now, shares_TK[t][k], out=mean[:, :, i])
+        # now, while it is in the cache
+        check_finite(mean, enumerate(ordered))
     return video
+
+
+def _frames(x_BCTHW: torch.Tensor, frames: list[int], start: int) -> torch.Tensor:
+    """Return a view of these frames, one behind the other, of a part of a video that begins at `start`."""
+    return x_BCTHW[:, :, frames[0] - start : frames[-1] + 1 - start]
 
 
 def check_finite(mean_BCTHW: torch.Tensor, said: Iterable[tuple[int, torch.Tensor]]) -> None:
