@@ -2,10 +2,14 @@
 
 The same steps under Ray Train and bare, in turns: one worker, and two workers against two independent bare processes. Then
 what waits: for data, and for checkpoints while they are written. One torch thread a worker.
+
+Two processes that average their gradients wait for the slower one at every step, and are at the same work at the same time; so
+two workers are compared with such a pair as well: what is left is Ray's.
 """
 
 import json
 import pickle
+import socket
 import statistics
 import subprocess
 import sys
@@ -49,6 +53,7 @@ BATCH, FRAMES = 2, 16
 GOALS = {
     "one worker under Ray Train, step time over bare": ("at most", 1.05),
     "two workers under Ray Train, speed over two bare processes": ("at least", 0.90),
+    "the same, over two bare processes that average their gradients": ("at least", 0.95),
     "waiting for data, share of a step": ("at most", 0.02),
     "steps held up by a checkpoint every 4 steps, share of the time": ("at most", 0.05),
 }
@@ -76,6 +81,7 @@ def one_round(folder: Path, root: Path) -> dict[str, float]:
     ray = steps(under_ray(folder / "ray", root, workers=1))
     pair = [steps(one) for one in alone([folder / "pair-a", folder / "pair-b"], root)]
     two = steps(under_ray(folder / "two", root, workers=2))
+    group = steps(alone([folder / "rank-0", folder / "rank-1"], root, group=True)[0])
     saving = alone([folder / "saving"], root, checkpoint_every=4)[0]
     both = statistics.mean(median_s(one) for one in pair)
     held = sum(e["held_s"] for e in saving if e["event"] == "checkpoint")
@@ -83,8 +89,9 @@ def one_round(folder: Path, root: Path) -> dict[str, float]:
     return {
         keys[0]: median_s(ray) / median_s(bare),
         keys[1]: both / median_s(two),
-        keys[2]: statistics.median(e["data_wait_share"] for e in bare),
-        keys[3]: held / (held + sum(e["step_s"] for e in saving if e["event"] == "step")),
+        keys[2]: median_s(group) / median_s(two),
+        keys[3]: statistics.median(e["data_wait_share"] for e in bare),
+        keys[4]: held / (held + sum(e["step_s"] for e in saving if e["event"] == "step")),
     }
 
 
@@ -121,18 +128,30 @@ def job(folder: Path, root: Path, **changes: Any) -> Job:
     return replace(made, **changes)
 
 
-def alone(folders: Sequence[Path], root: Path, **changes: Any) -> list[list[dict[str, Any]]]:
-    """Train in bare processes at once and return their events."""
-    running = []
-    for folder in folders:
+def alone(
+    folders: Sequence[Path], root: Path, *, group: bool = False, **changes: Any
+) -> list[list[dict[str, Any]]]:
+    """Train in bare processes at once, each for itself or as one group, and return their events."""
+    running, port = [], free_port()
+    more = {"global_batch": BATCH * len(folders)} if group else {}
+    for rank, folder in enumerate(folders):
         folder.mkdir()
-        (folder / "job").write_bytes(pickle.dumps(job(folder, root, **changes)))
+        made = job(folders[0] if group else folder, root, **changes, **more)
+        (folder / "job").write_bytes(pickle.dumps(made))
         words = [str(folder / "job"), str(folder / "events.json")]
+        words += [str(rank), str(len(folders)), str(port)] if group else []
         command = [sys.executable, "-W", "ignore", "-m", "tests.bench.train_child", *words]
         running.append(subprocess.Popen(command))
     if any(process.wait() for process in running):
         raise RuntimeError("a bare training failed")
     return [json.loads((folder / "events.json").read_text()) for folder in folders]
+
+
+def free_port() -> int:
+    """Return a port that was free just now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def under_ray(folder: Path, root: Path, *, workers: int) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""The training loop in a process of its own, without Ray: `python -m tests.bench.train_child JOB OUT` writes its events."""
+"""The training loop in a process of its own, without Ray: `python -m tests.bench.train_child JOB OUT` writes its events.
+
+With RANK, WORLD_SIZE and PORT behind it, the process is one of a gloo group.
+"""
 
 import json
 import pickle
@@ -6,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import distributed
 
 from cluster.group import Place
 from pipelines import training
@@ -20,8 +25,14 @@ def main() -> None:
         events.append(dict(event))
         return False
 
-    training.train(job, Place(rank=0, world_size=1), post)
+    rank, size, port = (int(word) for word in sys.argv[3:] or ("0", "1", "0"))
+    if size > 1:
+        address = f"tcp://127.0.0.1:{port}"
+        distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    training.train(job, Place(rank=rank, world_size=size), post)
     Path(sys.argv[2]).write_text(json.dumps(events))
+    if size > 1:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

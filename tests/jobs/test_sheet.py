@@ -59,6 +59,16 @@ def test_the_page_shows_what_is_there_and_says_what_failed(tmp_path):
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_prompts_stand_in_the_order_in_which_they_were_asked(tmp_path):
+    made(tmp_path, prompts := ["first", "second", "third"])
+    asked = Asked.read(tmp_path)
+    assert asked is not None
+    Asked(asked.identities[::-1]).write(tmp_path)
+    page = sheet.write(tmp_path).read_text()
+    places = [page.index(f"<h3>{prompt}</h3>") for prompt in prompts]
+    assert places == sorted(places, reverse=True)
+
+
 def test_it_is_made_again_when_the_set_has_grown_and_only_then(tmp_path):
     folder = made(tmp_path / "set", ["a cat", "a dog"])
     first = sheet.write(folder)

@@ -68,6 +68,8 @@ def test_samples_are_the_frames_of_the_manifest(chain):
         assert frames_sha256(frames) == row["frames_sha256"]
         assert payload_frames((folder / row["view_path"]).read_bytes()).shape == (80, 32, 32, 3)
     assert len({row["frames_sha256"] for row in rows}) == 4
+    page = (folder / "contact.html").read_text()
+    assert all(row["identity"][:12] in page for row in rows)
 
 
 def test_a_sample_depends_on_its_order_alone(chain):
