@@ -36,7 +36,7 @@ def asked_rows(folder: Path) -> list[Row]:
     """Return the rows of the samples that the set was last asked for, prompt by prompt in the order of their file."""
     asked, rows = Asked.read(folder), read_set(folder)
     if asked is None:
-        return rows
+        return list(rows)
     found = {row["identity"]: row for row in rows}
     return [found[identity] for identity in asked.identities if identity in found]
 

@@ -18,7 +18,7 @@ from models.temporal import AttnInflate, ConvInflate, Motion
 from models.walk import Walk
 
 if TYPE_CHECKING:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from models.image_unet import UNet2DConditionModel
 
 Role = Literal["base", "motion", "ssr"]
 
