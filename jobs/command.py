@@ -147,7 +147,7 @@ def run(recipe: Path, overrides: Sequence[str], flags: Flags) -> None:
     with _opened(made, flags) as surroundings:
         result = chain.run(made, context=surroundings, report=report.write)
     for step in made.steps:
-        if step.verb == "sample" and step.config.out.exists():
+        if step.verb == "sample" and step.name in result.steps:
             _sheet(step.config.out, flags)
     if not flags.as_json:
         for line in report.screen(result):

@@ -36,14 +36,21 @@ def reduce(
         mean = _frames(video, frames, 0)
         if len(said) == 1:
             mean.copy_(parts[0])
-        for i, t in enumerate(frames[: len(frames) if len(said) > 1 else 0]):
-            before = parts[0][:, :, i].float()
-            for k, part in zip(said[1:], parts[1:], strict=True):
-                now = part[:, :, i].float()
-                before = torch.lerp(before, now, shares_TK[t][k], out=mean[:, :, i])
+        else:
+            _average(mean, parts, [[shares_TK[t][k] for k in said] for t in frames])
         # now, while it is in the cache
         check_finite(mean, enumerate(ordered))
     return video
+
+
+def _average(
+    mean_BCTHW: torch.Tensor, parts_BCTHW: list[torch.Tensor], shares_TK: list[list[float]]
+) -> None:
+    """Write the mean of several parts: as `blend` takes them in, without a copy of the first."""
+    for t, told in enumerate(shares_TK):
+        so_far = parts_BCTHW[0][:, :, t].float()
+        for part, share in zip(parts_BCTHW[1:], told[1:], strict=True):
+            so_far = torch.lerp(so_far, part[:, :, t].float(), share, out=mean_BCTHW[:, :, t])
 
 
 def _frames(x_BCTHW: torch.Tensor, frames: list[int], start: int) -> torch.Tensor:

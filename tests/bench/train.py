@@ -9,7 +9,6 @@ two workers are compared with such a pair as well: what is left is Ray's.
 
 import json
 import pickle
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from cluster.ray_node import free_ports
 from ingest.files import atomic_write
 from models import stunet
 from models.conditioning import HashedText
@@ -132,7 +132,7 @@ def alone(
     folders: Sequence[Path], root: Path, *, group: bool = False, **changes: Any
 ) -> list[list[dict[str, Any]]]:
     """Train in bare processes at once, each for itself or as one group, and return their events."""
-    running, port = [], free_port()
+    running, (port,) = [], free_ports(1)
     more = {"global_batch": BATCH * len(folders)} if group else {}
     for rank, folder in enumerate(folders):
         folder.mkdir()
@@ -145,13 +145,6 @@ def alone(
     if any(process.wait() for process in running):
         raise RuntimeError("a bare training failed")
     return [json.loads((folder / "events.json").read_text()) for folder in folders]
-
-
-def free_port() -> int:
-    """Return a port that was free just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def under_ray(folder: Path, root: Path, *, workers: int) -> list[dict[str, Any]]:
