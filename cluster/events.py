@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.eventlog import Event, Take
 
 Posted = tuple[str, int, dict[str, Any]]
-DRAIN_EVERY_S = 0.2
+DRAIN_EVERY_S, DRAIN_AT_LEAST_EVERY_S = 0.2, 1.0
 ANSWER_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 MAX_UNTAKEN = 10_000
@@ -138,14 +138,16 @@ class Board:
             raise self._failed
 
     def _loop(self, take: Take, done: threading.Event) -> None:
-        last, tries = False, LAST_TRIES
+        last, tries, wait_s = False, LAST_TRIES, DRAIN_EVERY_S
         while not last or tries > 0:
-            last = last or done.wait(DRAIN_EVERY_S)
+            last = last or done.wait(wait_s)
             tries -= last
             try:
                 events = self.drain()
             except (RayError, ConnectionError):
                 continue
+            # workers that take long over a step need the cores more than the asking does
+            wait_s = DRAIN_EVERY_S if events else min(2 * wait_s, DRAIN_AT_LEAST_EVERY_S)
             try:
                 # after an error nothing is taken: it stays with the workers, for their checkpoints
                 for posted in events if self._failed is None else ():

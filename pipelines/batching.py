@@ -6,6 +6,7 @@ import torch
 
 from cluster import pool
 from ingest.files import atomic_write
+from models.freed import keep_freed
 from pipelines.context import Context, Recorder
 from pipelines.maker import Maker, Roles
 from pipelines.output import read_json, to_json
@@ -59,6 +60,7 @@ class Meter:
 
     def __init__(self, roles: Roles) -> None:
         torch.set_num_threads(roles.settings["threads"])
+        keep_freed()
         self._maker = Maker(roles, base=False)
 
     def __call__(self, most: int) -> dict[int, float]:

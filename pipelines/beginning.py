@@ -1,10 +1,20 @@
-"""A role's network before its first step, as a job describes it."""
+"""What comes before a training's first step: the settings of its process, and the role's network."""
+
+import torch
 
 from cluster.group import Place
 from models import objective
+from models.freed import keep_freed
 from pipelines import weights
 from pipelines.trainee import Trainee, start_from
 from pipelines.training_job import Job
+
+
+def settle(device: torch.device, threads: int) -> None:
+    """Have this process compute with so many threads, the same way each time, and keep its memory."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(mode=True, warn_only=device.type != "cpu")
+    keep_freed()
 
 
 def fresh(job: Job, base: weights.Loaded | None, place: Place) -> Trainee:

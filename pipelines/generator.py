@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from cluster.pool import Part
+from models.freed import keep_freed
 from pipelines import together, videos
 from pipelines.maker import Maker, Roles
 from pipelines.order import Order
@@ -53,6 +54,7 @@ class Generator:
 
     def __init__(self, told: Told) -> None:
         torch.set_num_threads(told.threads)
+        keep_freed()
         self._told, self._out = told, Path(told.out)
         self._maker = maker(told.roles, base=told.stage != "ssr", ssr=told.stage != "base")
         self._turn = threading.Lock()

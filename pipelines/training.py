@@ -56,8 +56,7 @@ def train(
     again, marked so, when the training goes on from there: a driver that is killed loses no numbers. Raises Diverged when
     the guard gives up.
     """
-    torch.set_num_threads(job.threads)
-    torch.use_deterministic_algorithms(mode=True, warn_only=place.device.type != "cpu")
+    beginning.settle(place.device, job.threads)
     run = _Run(job, place, post, untaken)
     done = run.restore()
     with run.stream() as stream:
