@@ -1,7 +1,8 @@
 """What the training loop costs beside the learning: `python -m tests.bench.train` writes tests/bench/train.md.
 
-The same steps under Ray Train and bare, in turns: one worker, and two workers against two independent bare processes. Then
-what waits: for data, and for checkpoints while they are written. One torch thread a worker.
+The same steps under Ray Train and bare, taking turns on the same cores (tests/bench/turns.py): one worker, and two workers
+against two independent bare processes. Then what waits: for data, and for checkpoints while they are written. One torch
+thread a worker.
 
 Two processes that average their gradients wait for the slower one at every step, and are at the same work at the same time; so
 two workers are compared with such a pair as well: what is left is Ray's.
@@ -32,9 +33,12 @@ from pipelines.shelves import Mixed, freeze
 from pipelines.training import Job
 from tests.bench.machine import cores, cpu_name
 from tests.bench.train_data import dataset
+from tests.bench.turns import Party, alive, take_turns
 
 TABLE = Path(__file__).with_name("train.md")
 STEPS, SKIPPED, ROUNDS = 24, 4, 3
+# a turn is some steps long; a round of the table is a third of the turns
+TURNS, TURN_S, ENDLESS = 15, 6.0, 100_000
 NETWORK = stunet.Config(sample_px=32, widths=(32, 64), temporal_factor=(2,))
 RECIPE = """
 verb = "train"
@@ -60,39 +64,63 @@ GOALS = {
 
 
 def main() -> None:
-    """Measure in turns and write the table."""
+    """Measure and write the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = dataset(folder / "dataset")
-        found: dict[str, list[float]] = {key: [] for key in GOALS}
-        for number in range(ROUNDS):
-            here = folder / str(number)
-            here.mkdir()
-            for key, value in one_round(here, root).items():
-                found[key].append(value)
-    text = table(found)
+        found = {**one_worker(folder, root), **two_workers(folder, root), **waits(folder, root)}
+    text = table({key: found[key] for key in GOALS})
     atomic_write(TABLE, text.encode())
     sys.stdout.write(text)
 
 
-def one_round(folder: Path, root: Path) -> dict[str, float]:
-    """Return the figures of one turn of everything."""
-    bare = steps(alone([folder / "bare"], root)[0])
-    ray = steps(under_ray(folder / "ray", root, workers=1))
-    pair = [steps(one) for one in alone([folder / "pair-a", folder / "pair-b"], root)]
-    two = steps(under_ray(folder / "two", root, workers=2))
-    group = steps(alone([folder / "rank-0", folder / "rank-1"], root, group=True)[0])
-    saving = alone([folder / "saving"], root, checkpoint_every=4)[0]
-    both = statistics.mean(median_s(one) for one in pair)
-    held = sum(e["held_s"] for e in saving if e["event"] == "checkpoint")
-    keys = list(GOALS)
+def one_worker(folder: Path, root: Path) -> dict[str, list[float]]:
+    """Return the step time of one worker under Ray Train over that of a bare process."""
+    with (
+        alive(under_ray(folder / "ray", root, workers=1), interrupt=True) as ray,
+        alive(alone([folder / "bare"], root), interrupt=False) as bare,
+    ):
+        ray_s, bare_s = taken((ray, bare))
+    return {next(iter(GOALS)): [a / b for a, b in zip(ray_s, bare_s, strict=True)]}
+
+
+def two_workers(folder: Path, root: Path) -> dict[str, list[float]]:
+    """Return the speed of two workers under Ray Train over two bare processes, each for itself and as a group."""
+    with (
+        alive(under_ray(folder / "two", root, workers=2), interrupt=True) as two,
+        alive(alone([folder / "pair-a", folder / "pair-b"], root), interrupt=False) as pair,
+        alive(
+            alone([folder / "rank-0", folder / "rank-1"], root, group=True), interrupt=False
+        ) as group,
+    ):
+        two_s, pair_s, group_s = taken((two, pair, group))
     return {
-        keys[0]: median_s(ray) / median_s(bare),
-        keys[1]: both / median_s(two),
-        keys[2]: median_s(group) / median_s(two),
-        keys[3]: statistics.median(e["data_wait_share"] for e in bare),
-        keys[4]: held / (held + sum(e["step_s"] for e in saving if e["event"] == "step")),
+        list(GOALS)[1]: [a / b for a, b in zip(pair_s, two_s, strict=True)],
+        list(GOALS)[2]: [a / b for a, b in zip(group_s, two_s, strict=True)],
     }
+
+
+def taken(parties: Sequence[Party]) -> list[list[float]]:
+    """Let the parties take turns and return the median times of a step of each, one a round."""
+    take_turns(parties, turns=TURNS, turn_s=TURN_S)
+    return [party.medians_s(below_s=TURN_S, parts=ROUNDS) for party in parties]
+
+
+def waits(folder: Path, root: Path) -> dict[str, list[float]]:
+    """Return the shares of the time that a bare process waits for data, and for checkpoints."""
+    found: dict[str, list[float]] = {key: [] for key in list(GOALS)[3:]}
+    for number in range(ROUNDS):
+        party = alone([folder / f"saving-{number}"], root, checkpoint_every=4, steps=STEPS)
+        if any(process.wait() for process in party.processes):
+            raise RuntimeError("a bare training failed")
+        events = [json.loads(line) for line in party.logs[0].read_text().splitlines()]
+        steps = [e for e in events if e["event"] == "step"]
+        held_s = sum(e["held_s"] for e in events if e["event"] == "checkpoint")
+        waited = statistics.median(e["data_wait_share"] for e in steps if e["step"] > SKIPPED)
+        shares = (waited, held_s / (held_s + sum(e["step_s"] for e in steps)))
+        for key, share in zip(found, shares, strict=True):
+            found[key].append(share)
+    return found
 
 
 def job(folder: Path, root: Path, **changes: Any) -> Job:
@@ -115,11 +143,11 @@ def job(folder: Path, root: Path, **changes: Any) -> Job:
         base="",
         identity="bench",
         seed=0,
-        steps=STEPS,
+        steps=ENDLESS,
         global_batch=BATCH,
         frames=FRAMES,
         caption_dropout=0.0,
-        checkpoint_every=10_000,
+        checkpoint_every=ENDLESS,
         threads=1,
         px=NETWORK.sample_px,
         decode_workers=0,
@@ -128,54 +156,40 @@ def job(folder: Path, root: Path, **changes: Any) -> Job:
     return replace(made, **changes)
 
 
-def alone(
-    folders: Sequence[Path], root: Path, *, group: bool = False, **changes: Any
-) -> list[list[dict[str, Any]]]:
-    """Train in bare processes at once, each for itself or as one group, and return their events."""
+def alone(folders: Sequence[Path], root: Path, *, group: bool = False, **changes: Any) -> Party:
+    """Start bare processes, each for itself or as one group, whose first tells the steps of all."""
     running, (port,) = [], free_ports(1)
     more = {"global_batch": BATCH * len(folders)} if group else {}
+    logs = [folder / "events.jsonl" for folder in folders]
     for rank, folder in enumerate(folders):
         folder.mkdir()
         made = job(folders[0] if group else folder, root, **changes, **more)
         (folder / "job").write_bytes(pickle.dumps(made))
-        words = [str(folder / "job"), str(folder / "events.json")]
+        words = [str(folder / "job"), str(logs[rank])]
         words += [str(rank), str(len(folders)), str(port)] if group else []
         command = [sys.executable, "-W", "ignore", "-m", "tests.bench.train_child", *words]
         running.append(subprocess.Popen(command))
-    if any(process.wait() for process in running):
-        raise RuntimeError("a bare training failed")
-    return [json.loads((folder / "events.json").read_text()) for folder in folders]
+    return Party(processes=running, logs=logs[:1] if group else logs)
 
 
-def under_ray(folder: Path, root: Path, *, workers: int) -> list[dict[str, Any]]:
-    """Train by the command line and return the steps of its log; each worker has a bare process's batch."""
+def under_ray(folder: Path, root: Path, *, workers: int) -> Party:
+    """Start a training by the command line; each worker has a bare process's batch."""
     folder.mkdir()
     recipe = folder / "train.toml"
     recipe.write_text(
         RECIPE.format(
             dataset=root,
             out=folder / "out",
-            steps=STEPS,
+            steps=ENDLESS,
             batch=BATCH * workers,
             frames=FRAMES,
-            every=10_000,
+            every=ENDLESS,
             workers=workers,
         )
     )
     command = [sys.executable, "-W", "ignore", "-m", "jobs", "train", str(recipe), "--quiet"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    lines = (folder / "out" / "events.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def steps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the steps after those that warm up."""
-    return [e for e in events if e["event"] == "step" and e["step"] > SKIPPED]
-
-
-def median_s(events: list[dict[str, Any]]) -> float:
-    """Return the median time of a step."""
-    return statistics.median(e["step_s"] for e in events)
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    return Party(processes=[running], logs=[folder / "out" / "events.jsonl"])
 
 
 def table(found: dict[str, list[float]]) -> str:
@@ -184,7 +198,7 @@ def table(found: dict[str, list[float]]) -> str:
         (
             f"Measured {time.strftime('%Y-%m-%d')} by `python -m tests.bench.train` on {cpu_name()}, {cores()} cores, torch "
             f"{torch.__version__}: base, widths {NETWORK.widths}, {BATCH} clips of {FRAMES} frames of {NETWORK.sample_px} px a "
-            f"worker and step, {STEPS} steps."
+            f"worker and step; in turns of {TURN_S:.0f} s, a round is {TURNS // ROUNDS} turns of each."
         ),
         "",
         "| what | rounds | median | goal | |",

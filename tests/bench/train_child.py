@@ -1,6 +1,6 @@
-"""The training loop in a process of its own, without Ray: `python -m tests.bench.train_child JOB OUT` writes its events.
+"""The training loop in a process of its own, without Ray.
 
-With RANK, WORLD_SIZE and PORT behind it, the process is one of a gloo group.
+`python -m tests.bench.train_child JOB OUT` writes its events to OUT, a line each. With RANK, WORLD_SIZE and PORT behind it, the process is one of a gloo group.
 """
 
 import json
@@ -19,18 +19,17 @@ from pipelines import training
 def main() -> None:
     """Run the pickled job alone and write what it posts."""
     job = pickle.loads(Path(sys.argv[1]).read_bytes())  # made by the bench that started us
-    events: list[dict[str, Any]] = []
-
-    def post(event: Mapping[str, Any]) -> bool:
-        events.append(dict(event))
-        return False
-
     rank, size, port = (int(word) for word in sys.argv[3:] or ("0", "1", "0"))
     if size > 1:
         address = f"tcp://127.0.0.1:{port}"
         distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
-    training.train(job, Place(rank=rank, world_size=size), post)
-    Path(sys.argv[2]).write_text(json.dumps(events))
+    with Path(sys.argv[2]).open("w", encoding="utf-8", buffering=1) as log:
+
+        def post(event: Mapping[str, Any]) -> bool:
+            log.write(json.dumps(dict(event)) + "\n")
+            return False
+
+        training.train(job, Place(rank=rank, world_size=size), post)
     if size > 1:
         distributed.destroy_process_group()
 
