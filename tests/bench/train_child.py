@@ -1,6 +1,7 @@
 """The training loop in a process of its own, without Ray.
 
-`python -m tests.bench.train_child JOB OUT` writes its events to OUT, a line each. With RANK, WORLD_SIZE and PORT behind it, the process is one of a gloo group.
+`python -m tests.bench.train_child JOB OUT` writes its events to OUT, a line each. With RANK, WORLD_SIZE and
+PORT behind it, the process is one of a gloo group.
 """
 
 import json

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 WARM_STEPS = 4
 START_TIMEOUT_S, END_TIMEOUT_S = 300.0, 120.0
 LOOK_S = 0.2
@@ -101,14 +103,9 @@ def _steps(log: Path) -> list[dict[str, Any]]:
 
 def _below(roots: Iterable[int]) -> set[int]:
     """Return these processes and all that they started, and so on."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            children.setdefault(int(parent), []).append(int(folder.name))
-    found, left = set[int](), list(roots)
-    while left:
-        pid = left.pop()
-        found.add(pid)
-        left += children.get(pid, [])
+    found = set[int]()
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below = psutil.Process(root).children(recursive=True)
+            found |= {root, *(one.pid for one in below)}
     return found
