@@ -85,6 +85,8 @@ class Loop:
                         self._built(reference)
                     elif (outcome := self._collect(reference)) is not None:
                         yield outcome
+                    # who is free works on while the rest of what ended is taken
+                    self._fill(source)
         finally:
             self._dismiss()
         if self._fatal is not None:
@@ -100,10 +102,13 @@ class Loop:
                 place.hands.dismiss()
 
     def _ready(self) -> list[Any]:
-        """Return what has ended, after POLL_S at the latest."""
+        """Return all that has ended, after POLL_S at the latest."""
         building = [one for place in self._places for one in place.hands.building()]
         raylet.check()
-        ready, _ = ray.wait([*self._flights, *building], timeout=POLL_S)
+        waiting = [*self._flights, *building]
+        ready, _ = ray.wait(waiting, timeout=POLL_S)
+        if ready:  # one look at a long list for each of it would be dear
+            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         for place in self._places:
             place.config.meanwhile()
         return ready
