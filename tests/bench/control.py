@@ -50,6 +50,8 @@ class Run:
 def main() -> None:
     """Measure and write the table."""
     units = int(sys.argv[1]) if len(sys.argv) > 1 else UNITS
+    if units < 2 * PART:
+        raise SystemExit(f"control: UNITS is at least {2 * PART}")
     short = [measured(workers, min(SHORT, units)) for workers in WORKERS]
     text = table(short, measured(LONG_WORKERS, units))
     atomic_write(TABLE, text.encode())

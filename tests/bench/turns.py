@@ -81,7 +81,11 @@ def alive(party: Party, *, interrupt: bool) -> Iterator[Party]:
         for one in party.processes:
             one.send_signal(signal.SIGINT if interrupt else signal.SIGKILL)
         for one in party.processes:
-            one.wait(END_TIMEOUT_S)
+            try:
+                one.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                party.signal(signal.SIGKILL)
+                raise
 
 
 def take_turns(parties: Sequence[Party], *, turns: int, turn_s: float) -> None:
